@@ -9,11 +9,13 @@ from pathlib import Path
 from settle.base.errors import SettleError, UsageError, malformed_is_format_error
 from settle.base.event_log import Events
 from settle.base.events import AnswerChanges, Event, ForecastComparison, Listing, ResultReady
+from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
-from settle.base.run.result import Evaluated, Result, shown_verdict
+from settle.base.run.result import LOSS_OF, Evaluated, Result, shown_verdict
 from settle.base.words.amounts import number
 from settle.base.words.figures import place_in_interval
+from settle.base.words.sentences import left_text
 from settle.library.deletion import folder_size, prunable_size
 from settle.plan.forecast_figures import UNITS, LedgerEntry, entries, scores
 
@@ -36,6 +38,12 @@ class RunSummary:
     started: float | None  # epoch seconds
     bytes: int
     prunable: int  # of these bytes: checkpoints that nothing needs any more
+    kind: str = ""  # what made it: train, tune, decide, shrink …
+    base: str = ""  # the model that it began with
+    data: str = ""  # what it was given
+    loss_of: str = "token"  # what the loss is the mean of
+    left: str = ""  # of a run at work, in words
+    note: str = ""  # what people wrote down of it
     failure: str | None = None  # the error that the latest session ended with
     damage: str | None = None  # why nothing more is known of it
 
@@ -54,6 +62,9 @@ class RunSummary:
         result, course = run.result(), RunCourse.latest(run.events)
         best = (result.best if result else None) or Evaluated()
         latest, step = course.evals[-1] if course.evals else None, course.step
+        plan = run.read("plan.json") or {}
+        asked = plan.get("asked") or {}
+        kind, _, objective = run.command.partition("_")
         return cls(
             name=run.name,
             path=str(run.path),
@@ -69,6 +80,12 @@ class RunSummary:
             started=course.started,
             bytes=folder_size(run.path),
             prunable=prunable_size(run),
+            kind="decide" if objective == "decision" else kind,
+            base=str(asked.get("model") or ""),
+            data=", ".join(str(path).rstrip("/").rpartition("/")[2] for path in asked.get("inputs") or ()),
+            loss_of=LOSS_OF.get(str(plan.get("objective")), "token"),
+            left=" ".join(text for text in left_text(course) if "left" in text) if run.status == "running" else "",
+            note=read_note(run),
             failure=course.failure.what if course.failure and not result else None,
         )
 
@@ -81,14 +98,43 @@ def summary_of(run: Run) -> RunSummary:
             day(summary.started)
             return summary
     except SettleError as e:
-        unknown = dict.fromkeys(field.name for field in dataclasses.fields(RunSummary))
-        known = {"name": run.name, "path": str(run.path), "status": "damaged", "bytes": 0, "prunable": 0}
+        unknown = dict.fromkeys(
+            field.name for field in dataclasses.fields(RunSummary) if field.default is dataclasses.MISSING
+        )
+        known = {
+            "name": run.name,
+            "path": str(run.path),
+            "status": "damaged",
+            "bytes": 0,
+            "prunable": 0,
+            "note": read_note(run),
+        }
         return RunSummary(**(unknown | known | {"damage": e.what}))  # type: ignore[arg-type]  # the fields it has
 
 
 def run_summaries() -> list[RunSummary]:
     """Every run, newest first."""
     return sorted((summary_of(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+
+
+NOTE = "note.txt"  # in a run's folder
+LONGEST_NOTE = 2000  # characters
+
+
+def read_note(run: Run) -> str:
+    """Return what people wrote down of a run; words that begin with # are its tags."""
+    try:
+        return (run.path / NOTE).read_text(encoding="utf-8", errors="replace")[:LONGEST_NOTE]
+    except OSError:
+        return ""
+
+
+def write_note(run: Run, note: str) -> None:
+    """Keep a note of a run; an empty one is deleted. Raises OSError."""
+    if note.strip():
+        write_atomic(run.path / NOTE, note.strip()[:LONGEST_NOTE].encode())
+    else:
+        (run.path / NOTE).unlink(missing_ok=True)
 
 
 def list_runs(events: Events) -> None:

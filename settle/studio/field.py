@@ -67,6 +67,10 @@ class Field(Element, component="field.js"):
         self.value = self.props["value"] = value
         self.props["puts"] += 1
 
+    def offer(self, options: Sequence[str | tuple[str, str]]) -> None:
+        """Replace what may be chosen; the value stays."""
+        self._propose(options)
+
     def show_error(self, text: str) -> None:
         if self.props["error"] != text:
             self.props["error"] = text

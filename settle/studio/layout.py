@@ -89,12 +89,12 @@ def words(text: str, tag: str = "p", classes: str = "") -> TextElement:
     return TextElement(tag=tag, text=visible(text)).classes(classes)
 
 
-def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) -> ui.element:
+def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False, classes: str = "") -> ui.element:
     """Make a button that is disabled while `act` works, and afterwards if `act` disabled it.
 
-    A SettleError of `act` is shown. main: it is the page's main button.
+    A SettleError of `act` is shown. main: it is the page's main button. classes: "danger" for one that deletes.
     """
-    element = words(text, "button", "act main" if main else "act").props('type="button"')
+    element = words(text, "button", f"act {'main' if main else classes}").props('type="button"')
 
     async def pressed() -> None:
         element.props["disabled"] = BUSY
@@ -105,6 +105,18 @@ def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) ->
                 del element.props["disabled"]
 
     return element.on("click", reported(pressed))
+
+
+def confirmed(question: str, answer: str, act: Callable[[], Awaitable[None]], cancel: Callable[[], object]) -> None:
+    """Ask once more before something is deleted. answer: the button that does it."""
+
+    async def keep() -> None:
+        cancel()
+
+    words(question).props('role="alert"')
+    with ui.element("div").classes("row"):
+        button(answer, act, classes="danger")
+        button("Keep", keep)
 
 
 def failure(error: SettleError) -> None:

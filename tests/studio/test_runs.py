@@ -29,12 +29,12 @@ def figure(page, chart: str):
 
 def test_the_list_shows_every_run_also_those_that_are_damaged(page):
     page.goto("/")
-    row = page.get_by_role("row", name=re.compile("^calm"))
+    row = page.get_by_role("row", name=re.compile("^Choose calm"))
     row.get_by_text("settled").wait_for()
-    assert "200 k" in row.inner_text() and "2.26" in row.inner_text()
-    assert "diverged" in page.get_by_role("row", name=re.compile("^burst")).inner_text()
-    assert "interrupted" in page.get_by_role("row", name=re.compile("^paused")).inner_text()
-    assert "version 99" in page.get_by_role("row", name=re.compile("^from-the-future")).inner_text()
+    assert "1 min 44 s" in row.inner_text() and "2.26 nats/token" in row.inner_text()
+    assert "diverged" in page.get_by_role("row", name=re.compile("^Choose burst")).inner_text()
+    assert "interrupted" in page.get_by_role("row", name=re.compile("^Choose paused")).inner_text()
+    assert "version 99" in page.get_by_role("row", name=re.compile("^Choose from-the-future")).inner_text()
     page.get_by_role("link", name="half-deleted").wait_for()
 
 
@@ -47,13 +47,32 @@ def test_a_new_run_appears_and_one_that_is_removed_goes(page, studio):
     page.get_by_role("link", name="newcomer").wait_for(state="detached")
 
 
+def test_runs_are_found_noted_and_deleted_with_consent(page, studio):
+    folder = made_runs.write_run(studio.home, "passing", made_runs.training(10), made_runs.FINISHED)
+    page.goto("/")
+    page.get_by_role("row", name=re.compile("^Choose calm")).wait_for()
+    page.get_by_label("Search").press_sequentially("passing")
+    page.get_by_role("row", name=re.compile("^Choose calm")).wait_for(state="detached")
+    page.get_by_label("Choose passing").check()
+    page.get_by_role("button", name="Note or tags").click()
+    page.get_by_label("Note", exact=True).fill("with more data #keep")
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_role("link", name="passing #keep").wait_for()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_text(re.compile(r"Delete passing with everything made: [\d.]+ kB")).wait_for()
+    assert (folder / "note.txt").read_text() == "with more data #keep"
+    page.get_by_role("button", name="Delete 1 for good").click()
+    page.get_by_text("No run is like that").wait_for()
+    assert not folder.exists()
+
+
 def test_a_home_without_runs_says_how_to_start_one(browser, tmp_path):
     live = start_studio(tmp_path)
     context = browser.new_context()
     tab = context.new_page()
     seen = watch(tab)
     tab.goto(live.link)
-    tab.get_by_text("settle train FOLDER").wait_for()
+    assert tab.get_by_role("main").get_by_role("link", name="New run").get_attribute("href") == "/new"
     tab.get_by_role("link", name="Chat", exact=True).click()
     tab.get_by_text("`settle pull smollm2` gets one").wait_for()
     context.close()
@@ -117,7 +136,7 @@ def test_a_failed_run_says_why(page):
 
 def test_a_run_that_ended_with_an_error_says_which(page, studio):
     page.goto("/")
-    assert "failed" in page.get_by_role("row", name=re.compile("^stuck")).inner_text()
+    assert "failed" in page.get_by_role("row", name=re.compile("^Choose stuck")).inner_text()
     page.get_by_role("link", name="stuck").click()
     page.get_by_text("State: failed").wait_for()
     page.get_by_text("the disk is full", exact=True).wait_for()

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 
 CURRENCY = re.compile("[A-Z]{3}")  # its code, such as EUR
 
@@ -145,3 +146,14 @@ def _scaled(value: float, step: float, units: tuple[str, ...]) -> str:
             return f"{value:.3g} {unit}"
         value /= step
     return f"{value:,.3g} {units[-1]}"
+
+
+def when(at: float | None) -> str:
+    """Return the time of epoch seconds as people write it here: "17:20" today, "27 Nov 17:20", "27 Nov 2025"."""
+    if at is None:
+        return ""
+    then, now = time.localtime(at), time.localtime()
+    clock, date = time.strftime("%H:%M", then), f"{then.tm_mday} {time.strftime('%b', then)}"
+    if then.tm_year != now.tm_year:
+        return f"{date} {then.tm_year}"
+    return clock if then.tm_yday == now.tm_yday else f"{date} {clock}"
