@@ -67,7 +67,12 @@ def test_seconds_of_a_run_are_those_of_its_result_or_of_its_events() -> None:
 
 
 def report(**more: Any) -> UpdateReport:
-    empty = {field.name: 0 for field in dataclasses.fields(UpdateReport)} | {"failed": [], "kept": [], "left_out": {}}
+    empty = {field.name: 0 for field in dataclasses.fields(UpdateReport)} | {
+        "failed": [],
+        "kept": [],
+        "left_out": {},
+        "partly": [],
+    }
     empty["left_out_paths"] = {}
     return UpdateReport(**(empty | more))
 

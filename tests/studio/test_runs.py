@@ -74,7 +74,7 @@ def test_a_home_without_runs_says_how_to_start_one(browser, tmp_path):
     tab.goto(live.link)
     assert tab.get_by_role("main").get_by_role("link", name="New run").get_attribute("href") == "/new"
     tab.get_by_role("link", name="Chat", exact=True).click()
-    tab.get_by_text("`settle pull smollm2` gets one").wait_for()
+    tab.get_by_role("link", name="Pull SmolLM2").wait_for()
     context.close()
     live.stop()
     assert_kept_to_itself(seen, live.address)

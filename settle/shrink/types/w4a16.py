@@ -50,7 +50,9 @@ def packable(part: Architecture, file: Weights) -> dict[str, str]:
     blocks cannot be repacked without rounding.
     """
     if any(len(parameters) > 1 for parameters in part.gguf_members().values()):
-        raise UsageError(f"{part.model_type} has experts, which are not packed as {W4A16}", _ELSEWHERE)
+        raise UsageError(
+            f"{part.model_type} keeps several matrices in one tensor, as experts are: not packed as {W4A16}", _ELSEWHERE
+        )
     known = quantizable(file)
     kinds: dict[str, str] = {}
     for name, parameters in part.gguf_members().items():
