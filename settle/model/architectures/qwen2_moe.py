@@ -14,6 +14,7 @@ class Qwen2Moe(WeighedMixture, SharedMixture):
     gguf_architecture = "qwen2moe"
     QUERIES_ARE_WIDTH = True
     NORMALISED_IN_GGUF = False
+    PEFT_NAMES_EXPERTS = False  # PEFT does so for the families that are stored like this one, not for itself
     HF_CLASS = "Qwen2MoeForCausalLM"
     HF_DEFAULTS = {
         "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "num_key_value_heads": 16, "num_experts": 60,
