@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.errors import SettleError, UsageError, malformed_is_format_error
+from settle.base.errors import RunError, SettleError, UsageError, malformed_is_format_error
 from settle.base.event_log import Events
 from settle.base.events import AnswerChanges, Event, ForecastComparison, Listing, ResultReady
 from settle.base.files import write_atomic
@@ -98,18 +98,9 @@ def summary_of(run: Run) -> RunSummary:
             day(summary.started)
             return summary
     except SettleError as e:
-        unknown = dict.fromkeys(
-            field.name for field in dataclasses.fields(RunSummary) if field.default is dataclasses.MISSING
-        )
-        known = {
-            "name": run.name,
-            "path": str(run.path),
-            "status": "damaged",
-            "bytes": 0,
-            "prunable": 0,
-            "note": read_note(run),
-        }
-        return RunSummary(**(unknown | known | {"damage": e.what}))  # type: ignore[arg-type]  # the fields it has
+        needed = [field.name for field in dataclasses.fields(RunSummary) if field.default is dataclasses.MISSING]
+        known = {"name": run.name, "path": str(run.path), "status": "damaged", "bytes": 0, "prunable": 0}
+        return RunSummary(**(dict.fromkeys(needed) | known), note=read_note(run), damage=e.what)  # type: ignore[arg-type]  # the fields it has
 
 
 def run_summaries() -> list[RunSummary]:
@@ -130,11 +121,17 @@ def read_note(run: Run) -> str:
 
 
 def write_note(run: Run, note: str) -> None:
-    """Keep a note of a run; an empty one is deleted. Raises OSError."""
-    if note.strip():
-        write_atomic(run.path / NOTE, note.strip()[:LONGEST_NOTE].encode())
-    else:
-        (run.path / NOTE).unlink(missing_ok=True)
+    """Keep a note of a run; an empty one is deleted. Raises RunError where the disk does not take it."""
+    path = run.path / NOTE
+    try:
+        if note.strip():
+            write_atomic(path, note.strip()[:LONGEST_NOTE])
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        raise RunError(
+            f"the note of {run.name} was not kept: {e.strerror}", "make room, or check its permissions"
+        ) from e
 
 
 def list_runs(events: Events) -> None:

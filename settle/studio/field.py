@@ -42,7 +42,7 @@ class Field(Element, component="field.js"):
         self.value, self.on_set, self._suggest = value, on_set, suggest
         self.props.update({"name": f"field{self.id}", "label": label, "kind": kind, "value": value, "puts": 0})
         self.props.update({"hint": visible_line(hint), "help": help, "error": "", "sends": sends})
-        self._propose(options)
+        self.offer(options)
         self.on("set", self._receive)
         if suggest:
             self.on("typed", self._complete, throttle=0.2, leading_events=False)
@@ -67,10 +67,6 @@ class Field(Element, component="field.js"):
         self.value = self.props["value"] = value
         self.props["puts"] += 1
 
-    def offer(self, options: Sequence[str | tuple[str, str]]) -> None:
-        """Replace what may be chosen; the value stays."""
-        self._propose(options)
-
     def show_error(self, text: str) -> None:
         if self.props["error"] != text:
             self.props["error"] = text
@@ -85,9 +81,10 @@ class Field(Element, component="field.js"):
     async def _complete(self, event: GenericEventArguments) -> None:
         suggest, typed = self._suggest, event.args
         if suggest and isinstance(typed, str):
-            self._propose(await in_thread(suggest, typed))
+            self.offer(await in_thread(suggest, typed))
 
-    def _propose(self, options: Sequence[str | tuple[str, str]]) -> None:
+    def offer(self, options: Sequence[str | tuple[str, str]]) -> None:
+        """Replace what may be chosen, or is proposed; the value stays."""
         pairs = [(option, option) if isinstance(option, str) else option for option in options]
         shown = [{"value": value, "label": visible_line(label)} for value, label in pairs]
         if shown != self.props.get("options"):
