@@ -104,3 +104,9 @@ def test_what_became_of_text_is_one_line_and_keys_have_their_places() -> None:
     ]
     masked = TEXT | {"mended": {"keys and passwords masked": {"count": 2}}}
     assert "!" not in shown(masked) and "repaired: keys and passwords masked (2)" in shown(masked)
+
+
+def test_reasons_that_differ_from_file_to_file_do_not_fill_the_line() -> None:
+    skipped = {f"no valid JSON in line {n}": {"count": 1, "examples": [{"where": f"{n}.json"}]} for n in range(1, 41)}
+    text = shown(TEXT | {"skipped": skipped | {"a picture": {"count": 5}}})
+    assert "a picture (5), no valid JSON in line 1 (1.json), " in text and "(5.json), 35 for other reasons · " in text

@@ -210,6 +210,9 @@ def secrets_warning(event: LedgerSummary, fix: str) -> str | None:
     return f"{kind} in what is learned: {event.found[kind]:,}, at {', '.join(places)}{more}; {fix}"
 
 
+MOST_REASONS = 6  # that are shown: a reason that names a place differs from file to file
+
+
 def _losses(event: LedgerSummary) -> list[str]:
     """Yield what was left out, changed, not read and found, each with its reasons."""
     counted = {"left out": event.dropped, "repaired": event.mended, "files or folders not read": event.skipped}
@@ -225,7 +228,9 @@ def _losses(event: LedgerSummary) -> list[str]:
 
 def _reasons(reasons: Mapping[str, ReasonCount]) -> str:
     most_first = sorted(reasons.items(), key=lambda item: -item[1].count)
-    return ", ".join(f"{reason} ({_shown_count(entry)})" for reason, entry in most_first)
+    shown = [f"{reason} ({_shown_count(entry)})" for reason, entry in most_first[:MOST_REASONS]]
+    rest = sum(entry.count for _, entry in most_first[MOST_REASONS:])
+    return ", ".join([*shown, f"{rest:,} for other reasons"] if rest else shown)
 
 
 def _shown_count(entry: ReasonCount) -> str:
