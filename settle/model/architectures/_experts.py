@@ -87,6 +87,9 @@ class Mixture(Architecture):
 
     @classmethod
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        if "blk.0.ffn_gate.0.weight" in tensors:
+            what = "it has one tensor for each expert, as llama.cpp wrote them until April 2024"
+            raise FormatError(what, "get a newer file, whose experts are stacked (ffn_gate_exps)")
         return super().gguf_values(fields, tensors) | {
             "num_experts": fields.number("expert_count", 0),
             "num_experts_per_tok": fields.number("expert_used_count", 0),

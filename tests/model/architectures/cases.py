@@ -24,6 +24,7 @@ from settle.model.architectures.llama import Llama
 from settle.model.architectures.mixtral import Mixtral
 from settle.model.architectures.olmo2 import Olmo2
 from settle.model.architectures.olmo3 import Olmo3
+from settle.model.architectures.olmoe import Olmoe
 from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen2 import Qwen2
 from settle.model.architectures.qwen2_moe import Qwen2Moe
@@ -61,6 +62,7 @@ def _with(part: Architecture, **fields: object) -> Architecture:
     return type(part)(**part.model_dump() | fields)
 
 
+DENSE_GRANITE = _with(GraniteMoeHybrid.TINY, num_experts=0, num_experts_per_tok=0, moe_intermediate_size=128)
 CASES: dict[str, Architecture] = {name: family.TINY for name, family in families().items()} | {
     "llama-biases-tied": _with(Llama.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-3": _with(Llama.TINY, rope_scaling=LLAMA3, rope_theta=500.0, eos_token_id=(3, 5)),
@@ -152,19 +154,22 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in families
         GraniteMoe.TINY, attention_bias=True, num_experts_per_tok=3, tie_word_embeddings=True, rope_scaling=LINEAR
     ),
     "granitemoehybrid-attention": _with(
-        GraniteMoeHybrid.TINY, layer_types=("attention",) * 3, position_embedding_type="rope", tie_word_embeddings=True
+        DENSE_GRANITE, layer_types=("attention",) * 3, position_embedding_type="rope", tie_word_embeddings=True
     ),
+    "granitemoehybrid-dense": DENSE_GRANITE,
     "granitemoehybrid-others": _with(
         GraniteMoeHybrid.TINY,
+        num_experts_per_tok=3,
         attention_bias=True,
         position_embedding_type="rope",
         mamba_n_groups=2,
         num_key_value_heads=1,
     ),
-    "granitemoehybrid-unbiased": _with(GraniteMoeHybrid.TINY, mamba_conv_bias=False, mamba_d_conv=3),
+    "granitemoehybrid-unbiased": _with(DENSE_GRANITE, mamba_conv_bias=False, mamba_d_conv=3),
     "smollm3-yarn": _with(SmolLM3.TINY, rope_scaling=LOUD, tie_word_embeddings=False),
     "smollm3-others": _with(SmolLM3.TINY, no_rope_layers=(0, 1, 1, 0), attention_bias=True, rope_scaling=STEEP),
     "gpt_neox-in-turn": _with(GptNeoX.TINY, use_parallel_residual=False, hidden_act="gelu_fast", rotary_pct=1.0),
+    "olmoe-others": _with(Olmoe.TINY, norm_topk_prob=True, num_key_value_heads=2, tie_word_embeddings=True),
     "olmo2-tied": _with(Olmo2.TINY, tie_word_embeddings=True, num_key_value_heads=4),
     "olmo3-yarn": _with(Olmo3.TINY, rope_scaling=YARN, rope_theta=1000.0, num_key_value_heads=1),
 }

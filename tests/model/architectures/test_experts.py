@@ -63,7 +63,28 @@ QWEN3_CODER_NEXT = {
     "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000,
     "shared_expert_intermediate_size": 512, "tie_word_embeddings": False, "vocab_size": 151936,
 }  # fmt: skip
+OLMOE_1B_7B = {
+    "model_type": "olmoe", "architectures": ["OlmoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "clip_qkv": None, "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 1024, "max_position_embeddings": 4096, "norm_topk_prob": False, "num_attention_heads": 16,
+    "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
+    "output_router_logits": False, "pad_token_id": 1, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False, "vocab_size": 50304,
+}  # fmt: skip
+GRANITE_4_H_TINY = {
+    "model_type": "granitemoehybrid", "architectures": ["GraniteMoeHybridForCausalLM"], "attention_bias": False,
+    "attention_multiplier": 0.0078125, "embedding_multiplier": 12, "hidden_act": "silu", "hidden_size": 1536,
+    "intermediate_size": 512, "logits_scaling": 6, "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_d_conv": 4,
+    "mamba_d_head": 64, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 48,
+    "mamba_proj_bias": False, "max_position_embeddings": 131072, "num_attention_heads": 12, "num_experts_per_tok": 6,
+    "num_hidden_layers": 40, "num_key_value_heads": 4, "num_local_experts": 64, "position_embedding_type": "nope",
+    "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "shared_intermediate_size": 1024, "tie_word_embeddings": True,
+    "vocab_size": 100352,
+    "layer_types": ["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
+}  # fmt: skip
 PUBLISHED = [
+    (OLMOE_1B_7B, 6_919_161_856, 1_282_017_280),
+    (GRANITE_4_H_TINY, 6_939_037_248, 1_465_470_528),
     (QWEN3_CODER_NEXT, 79_674_391_296, 3_874_929_408),
     (QWEN1_5_MOE, 14_315_784_192, 2_689_173_504),
     (LFM2_8B_A1B, 8_339_929_856, 1_557_740_288),
@@ -111,7 +132,7 @@ def _logits(part, adapter: TrainedAdapter) -> torch.Tensor:
         return model.logits(model(IDS, BOUNDS))
 
 
-@pytest.mark.parametrize("name", ["granitemoe", "lfm2_moe"])
+@pytest.mark.parametrize("name", ["granitemoe", "granitemoehybrid", "lfm2_moe"])
 def test_adapters_of_stacked_experts_come_back(name: str, tmp_path) -> None:
     part, method = CASES[name], LoRA(rank=3, alpha=5.0)
     model = random_model(part)

@@ -195,6 +195,8 @@ def test_what_is_not_done_is_named() -> None:
         of_gguf({"general.architecture": "rwkv7"}, {})
     with pytest.raises(FormatError, match="turns texts into vectors"):
         of_gguf({"general.architecture": "bert"}, {})
+    with pytest.raises(FormatError, match="one tensor for each expert"):
+        of_gguf({"general.architecture": "llama", "llama.expert_count": 8}, {"blk.0.ffn_gate.0.weight": None})
     with pytest.raises(FormatError, match="no token_embd"):
         of_gguf({"general.architecture": "qwen2"}, {})
 
