@@ -50,6 +50,7 @@ TURN_BYTES = 4  # a number of a head: half of them are cosines, half of them sin
 LSE_BYTES = 4  # a token and head: the logarithm of the sum of its exponentials
 _LAYERS = "model.layers"
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_READ_BY_ALL = ("gate", "shared_expert.gate_proj", "shared_expert_gate")  # linears of a mixture that all tokens meet
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # None says: off
 
 
@@ -299,9 +300,14 @@ class Architecture(Part):
         return 0.0
 
     def _not_kept_by_frozen(self, adapter: Mapping[str, int]) -> int:
-        """Count the numbers a token that recurrences keep when all is trained, and not beside these adapted linears."""
+        """Count the numbers a token that are kept when all is trained, and not beside these adapted linears."""
         numbers = 0
         for layer, o in enumerate(self.options().layers):
+            mlp = f"{_LAYERS}.{layer}.mlp"
+            if o.experts and adapter.keys().isdisjoint(self.hf_module(f"{mlp}.{name}") for name in _READ_BY_ALL):
+                numbers += o.width
+            if o.experts and self.hf_module(f"{mlp}.experts.0.gate_proj") not in adapter:
+                numbers += o.experts.top * o.width
             if o.recurrence is None:
                 continue
             if layer == 0 and o.attends:
@@ -718,8 +724,10 @@ def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
     if o.experts is None:
         return numbers + times * o.inner
     e = o.experts
-    # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
-    numbers += o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
+    # beside the experts: the norm's result, the router's chances, and each expert's rows in, out and weighted
+    numbers += o.width + e.num + e.top * (3 * o.width + times * e.inner + 1)
+    if e.normalised:
+        numbers += e.top + 1
     if e.shared:
         numbers += times * e.shared
     return numbers + (o.width + 1 if e.shared_gate else 0)
