@@ -16,6 +16,7 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.files import home
 from settle.base.run import Run
+from settle.base.words.amounts import when
 
 HERE = ("loopback", "own", "unix", "local")  # scopes that are this machine
 _ORDER = (OBSERVED, "watched", PROVED)
@@ -82,6 +83,11 @@ class Ledger:
     @property
     def undeclared(self) -> list[Connection]:
         return [c for c in self.beyond if not c.declared]
+
+    @property
+    def reached(self) -> list[Connection]:
+        """Connections beyond this machine, where these were possible."""
+        return self.beyond if self.level != PROVED else []
 
     @property
     def sentence(self) -> str:
@@ -249,10 +255,14 @@ def _lines(path: Path) -> list[Line]:
 
 COLUMNS = ("time", "process", "program", "call site", "host", "address", "port", "count", "declared")
 MOST_LISTED = 40
+MOST_READ = 400  # ledgers that the overview is about
 
 
 def show_ledger(subject: str, events: Events) -> None:
-    """Show the connections of a run, or of the newest command of that name. Raises UsageError without a ledger."""
+    """Show the connections of a run, of the newest command of that name, or of a ledger by its file's stem.
+
+    Raises UsageError without a ledger.
+    """
     run = Run.named(subject)
     if run is not None:
         found = read_ledger(run.path, is_running=run.status == "running")
@@ -260,7 +270,7 @@ def show_ledger(subject: str, events: Events) -> None:
             raise UsageError(f"{run.name} has no ledger", "it was made before settle kept one")
         title = run.name
     else:
-        paths = [path for path in _ledgers() if _command(path) == subject]
+        paths = [path for path in _ledgers() if subject in (path.stem, command_of(path.stem))]
         if not paths:
             raise UsageError(f"no run and no ledger is named {subject!r}", "`settle runs audit` lists the ledgers")
         found, title = read_sessions(paths[-1:]), paths[-1].stem
@@ -270,14 +280,50 @@ def show_ledger(subject: str, events: Events) -> None:
     events.emit(ResultReady(result={"audit": found.to_json()}))
 
 
+@dataclass(frozen=True)
+class Overview:
+    """The newest ledgers by their names, the newest first."""
+
+    ledgers: Mapping[str, Ledger]
+
+    @property
+    def exceptions(self) -> list[str]:
+        """The newest names of those that reached or awaited other machines, or are not complete."""
+        return [name for name, x in self.ledgers.items() if x.reached or x.listens or x.gaps][:MOST_LISTED]
+
+    @property
+    def sentence(self) -> str:
+        """Whether anything left this machine, and how completely that is known."""
+        every = list(self.ledgers.values())
+        if not every:
+            return "No command has left a ledger yet."
+        since = f"{len(every):,} command{'s' if len(every) != 1 else ''} since {when(began_at([*self.ledgers][-1]))}"
+        undeclared, reached = (sum(map(bool, xs)) for xs in ([x.undeclared for x in every], [x.reached for x in every]))
+        observed = sum(x.level == OBSERVED for x in every)
+        text = "No connection beyond this machine was recorded in" if observed else "Nothing left this machine in"
+        if undeclared or reached:
+            what = "made undeclared connections" if undeclared else "reached other machines, as declared"
+            text, since = f"{undeclared or reached} of", f"{since} {what}"
+        return f"{text} {since}" + (f"; of {observed:,} only Python's sockets were observed." if observed else ".")
+
+
+def overview_of_ledgers() -> Overview:
+    return Overview({path.stem: read_sessions([path]) for path in reversed(_ledgers()[-MOST_READ:])})
+
+
 def list_ledgers(events: Events) -> None:
-    """List the newest ledgers, each with its sentence."""
-    rows = []
-    for path in reversed(_ledgers()[-MOST_LISTED:]):
-        rows.append((_began(path), _command(path), read_sessions([path]).sentence))
-    hint = "`settle runs audit RUN` shows every connection" if rows else "no command has left a ledger yet"
-    events.emit(Listing(columns=("began", "command", "what left this machine"), rows=rows, note=hint))
-    events.emit(ResultReady(result={"ledgers": [{"began": r[0], "command": r[1], "sentence": r[2]} for r in rows]}))
+    """Say whether anything left this machine, and list the newest ledgers that are exceptions."""
+    overview = overview_of_ledgers()
+    events.emit(Say(text=overview.sentence))
+    every = [(name, when(began_at(name)), command_of(name), x.sentence) for name, x in overview.ledgers.items()]
+    rows = [row[1:] for row in every if row[0] in overview.exceptions]
+    if rows:
+        hint = "`settle runs audit RUN` shows every connection"
+        events.emit(Listing(columns=("began", "command", "what left this machine"), rows=rows, note=hint))
+    listed = [
+        {"ledger": name, "began": began, "command": command, "sentence": what} for name, began, command, what in every
+    ]
+    events.emit(ResultReady(result={"sentence": overview.sentence, "ledgers": listed}))
 
 
 def _row(c: Connection) -> tuple[object, ...]:
@@ -299,12 +345,11 @@ def _ledgers() -> list[Path]:
     return sorted((home() / "ledgers").glob("*.jsonl"))
 
 
-def _began(path: Path) -> str:
-    """2026-11-28T11-02-13-serve-4711-ab12.jsonl → 2026-11-28 11:02:13."""
-    day, _, clock = path.stem[:19].partition("T")
-    return f"{day} {clock.replace('-', ':')}"
+def began_at(ledger: str) -> float:
+    """2026-11-28T11-02-13-serve-4711-ab12 → its time in epoch seconds."""
+    return time.mktime(time.strptime(ledger[:19], "%Y-%m-%dT%H-%M-%S"))
 
 
-def _command(path: Path) -> str:
-    """2026-11-28T11-02-13-serve-4711-ab12.jsonl → serve."""
-    return path.stem[20:].rsplit("-", 2)[0]
+def command_of(ledger: str) -> str:
+    """2026-11-28T11-02-13-serve-4711-ab12 → serve."""
+    return ledger[20:].rsplit("-", 2)[0]

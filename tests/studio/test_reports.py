@@ -123,13 +123,14 @@ def test_a_finding_is_proven_to_its_end_and_its_fix_is_written(page, studio):
     page.get_by_role("heading", name="901 · the level is 4").wait_for(timeout=COMMAND)
     page.get_by_text("likely", exact=True).wait_for()
     assert not (studio.home / "asked").exists()  # a look changes nothing
-    page.get_by_label("Write the fix of what is proven").check()
-    page.get_by_role("button", name="Prove 901").click()
+    page.get_by_role("button", name="Prove 901", exact=True).click()
     page.get_by_text(re.compile(r"^A/B: \d+ of 32")).wait_for(timeout=COMMAND)
     page.get_by_text("proven", exact=True).wait_for(timeout=COMMAND)
     page.get_by_text(re.compile(r"^proven: the level is 4\. wobble .* mm, .*95 %")).wait_for()
     page.get_by_text("the fix holds on other items").wait_for()
-    page.get_by_text("Fix: wrote level = 2").wait_for()
+    assert (studio.home / "level").read_text() == "4"  # to prove is not to fix
+    page.get_by_role("button", name="Fix 901", exact=True).click()
+    page.get_by_text("Fix: wrote level = 2").wait_for(timeout=COMMAND)
     assert (studio.home / "level").read_text() == "2" and len((studio.home / "asked").read_text().splitlines()) == 32
     assert axe_findings(page) == []
     page.get_by_role("button", name="Look", exact=True).click()
@@ -142,12 +143,22 @@ def test_the_doctor_says_what_is_wrong_with_a_run(page):
     page.get_by_text("likely", exact=True).first.wait_for(timeout=COMMAND)
 
 
-def test_the_ledger_is_shown_in_a_sentence(page):
+def test_the_audit_says_in_a_line_what_left_and_lists_exceptions_alone(page, studio):
+    ledgers = [
+        ("quiet", []),
+        ("pull", [{"kind": "site", "pid": 7, "call": "connect", "address": "203.0.113.80", "port": 443}]),
+    ]
+    for command, lines in ledgers:
+        path = studio.home / f"ledgers/2026-01-02T03-04-05-{command}-7-abcd.jsonl"
+        begun = {"kind": "opened", "version": 2, "pid": 7, "level": "observed"}
+        path.write_text("".join(json.dumps(line) + "\n" for line in (begun, *lines, {"kind": "closed", "repeats": []})))
     page.goto("/doctor")
-    page.get_by_role("region", name="Ledgers").get_by_text("studio").first.wait_for()
-    page.get_by_label("Connections of").fill("studio")
-    page.get_by_role("button", name="Show").click()
-    page.get_by_role("region").nth(1).wait_for()  # its connections, below the list
+    page.get_by_text(re.compile(r"^1 of [\d,]+ commands since 2 Jan.* made undeclared connections")).wait_for()
+    assert page.get_by_role("table", name="Exceptions").locator("td", has_text="quiet").count() == 0
+    page.get_by_role("row", name="pull").get_by_role("button", name="Connections").click()
+    page.get_by_role("cell", name="203.0.113.80").wait_for()
+    for path in (studio.home / "ledgers").glob("2026-01-02*"):
+        path.unlink()  # the fixture reads what is left there
 
 
 def test_without_a_collection_the_page_leads_to_the_form(page):

@@ -12,7 +12,7 @@ from settle.base.words.figures import flat
 from settle.jobs.run_reports import summary_of
 from settle.studio.chart import AXES, Chart
 from settle.studio.feed import RunFeed
-from settle.studio.layout import card, chips, words
+from settle.studio.layout import START, card, chips, empty_state, words
 from settle.studio.pages import Page
 from settle.studio.pages.runs import SUMMARY, summary_cells
 from settle.studio.table import Cell, Table
@@ -39,6 +39,9 @@ class Compare(Page):
         asked = [name for name in visit.query.get("runs", "").split(",") if name]
         runs = [run for name in asked for run in offered if name in (run.path.name, run.name)][:MOST_RUNS]
         chosen = [run.path.name for run in runs]
+        if not offered:
+            empty_state("No runs to compare yet: start two that differ in one setting.", ("New run", START))
+            return
         chips("Runs to compare", [_chip(run, chosen) for run in offered[:MOST_OFFERED]])
         if not runs:
             words("Choose two runs or more; each is a line in one picture.", classes="empty")
@@ -78,17 +81,17 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 
 
 async def _tables(runs: Sequence[Run], names: Sequence[str]) -> None:
-    """How they ended, and their settings: those that differ first."""
+    """How they ended, and the settings in which they differ."""
     with card("How they ended"):
         columns = ("run", *SUMMARY, "energy")
         rows = [await in_thread(_row, run, name) for run, name in zip(runs, names, strict=True)]
         Table("How they ended", columns, range(2, 7), rows=rows)
-    different, same = await in_thread(differing_settings, runs)
+    if len(runs) < 2:
+        words("Choose a second run to see which settings differ.", classes="empty")
+        return
+    differing = await in_thread(differing_settings, runs)
     with card("Settings that differ"):
-        empty = "They differ in no setting." if len(runs) > 1 else "Choose a second run to see what differs."
-        Table("Settings that differ", ("setting", *names), empty=empty, rows=different if len(runs) > 1 else ())
-    with card("Settings that are the same"):
-        Table("Settings that are the same", ("setting", "value"), rows=[row[:2] for row in same])
+        Table("Settings that differ", ("setting", *names), empty="They differ in no setting.", rows=differing)
 
 
 def _row(run: Run, name: str) -> list[Cell]:
@@ -100,15 +103,21 @@ def _row(run: Run, name: str) -> list[Cell]:
 # what differs in any two runs, and says nothing about why one is better
 INCIDENTAL = ("origin.", "why.", "versions.", "machine.", "proof", "asked.name", "loop.seconds_", "loop.step_seconds",
               "loop.evaluation_cost")  # fmt: skip
+UNSET = "–"
 MOST_VALUE = 200  # characters of a value that are shown
 
 
-def differing_settings(runs: Sequence[Run]) -> tuple[list[list[str]], list[list[str]]]:
-    """Rows of the settings that differ between the runs, and of those that do not: the key, then the value of each."""
-    plans = [_plan(run) for run in runs]
+def differing_settings(runs: Sequence[Run]) -> list[list[str]]:
+    """Rows of the settings that differ between the runs: the key, then the value of each.
+
+    First those that all have. Of runs of several kinds, those that only one has say nothing.
+    """
+    plans = [flat(_read(run, "plan.json")) for run in runs]
     keys = list(dict.fromkeys(key for plan in plans for key in plan if not key.startswith(INCIDENTAL)))
-    rows = [[key, *(_text(plan[key]) if key in plan else "–" for plan in plans)] for key in keys]
-    return [row for row in rows if len({*row[1:]}) > 1], [row for row in rows if len({*row[1:]}) == 1]
+    rows = [[key, *(_text(plan[key]) if key in plan else UNSET for plan in plans)] for key in keys]
+    differing = [row for row in rows if len({*row[1:]}) > 1]
+    least = 1 if len({run.command for run in runs}) == 1 else 2
+    return sorted((row for row in differing if len(runs) - row.count(UNSET) >= least), key=lambda row: UNSET in row)
 
 
 def average_watts(run: Run) -> float | None:
@@ -121,10 +130,6 @@ def average_watts(run: Run) -> float | None:
             if energy is not None and seconds:
                 return energy / seconds
     return None
-
-
-def _plan(run: Run) -> dict[str, object]:
-    return flat(_read(run, "plan.json"))
 
 
 def _read(run: Run, file: str) -> Mapping[str, object]:

@@ -1,4 +1,4 @@
-"""Doctor and audit: what is wrong with a run, a model or this machine, proven live, and what left the machine."""
+"""Health: what is wrong with a run, a model or this machine, proven live and fixed, and what left the machine."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,14 @@ from typing import Any
 
 from nicegui import ui
 
-from settle.audit.ledger import list_ledgers, show_ledger
+from settle.audit.ledger import began_at, command_of, overview_of_ledgers, show_ledger
+from settle.base.words.amounts import when
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
 from settle.studio.layout import Slot, button, card, words
 from settle.studio.pages import Page
-from settle.studio.table import show_listed
-from settle.studio.visit import Visit
+from settle.studio.table import Table, show_listed
+from settle.studio.visit import Visit, in_thread
 
 TONES = {"proven": "bad", "likely": "warn", "ruled out": "good"}
 DONE = re.compile(r"^A/B.*?\b(\d[\d,]*) of (\d[\d,]*)\b")  # in a line about progress
@@ -30,29 +31,35 @@ class Doctor(Page):
         with card("What is wrong?"):
             _Looking(visit.query.get("subject", ""))
         with card("What left this machine"):
-            await show_listed(Slot(), "Ledgers", list_ledgers, "No command has left a ledger yet.")
-            named = Field("Connections of", hint="serve", help="a run, or a command such as serve")
+            await _audit()
 
-            async def show() -> None:
-                name = named.required("no run or command is named", "write the name of one in the list")
-                await show_listed(connections, "Connections", partial(show_ledger, name), "It reached nothing.")
 
-            button("Show", show)
-            connections = Slot()
+async def _audit() -> None:
+    """Say it in a line; list only the exceptions, each with its connections."""
+    overview = await in_thread(overview_of_ledgers)
+    words(overview.sentence)
+
+    async def show(ledger: str, name: str) -> None:
+        await show_listed(place, "Connections", partial(show_ledger, ledger), "It reached nothing.")
+
+    if kept := overview.exceptions:
+        table = Table("Exceptions", ("began", "command", "what left this machine", ""), on_act=show)
+        table.show([[when(began_at(name)), command_of(name), {"text": overview.ledgers[name].sentence, "tone": "long"},
+                     {"text": "", "acts": ["Connections"]}] for name in kept], kept)  # fmt: skip
+    place = Slot()
 
 
 class _Looking:
-    """The look at one subject, and below it what it found, each with the button that proves it."""
+    """The look at one subject, and below it what it found, each with the buttons that prove and fix it."""
 
     def __init__(self, subject: str) -> None:
-        self._subject = Field("Subject", value=subject, hint="this machine",
-                              help="a run, a model, a .gguf file, a server, or the folder of a proof")  # fmt: skip
-        self._only = Field("Only these checks", hint="all", help="numbers or names, apart by blanks")
-        help = "into new files where it can, tested again, and taken back where it does not help"
-        self._fix = Field("Write the fix of what is proven", "switch", help=help)
+        with ui.element("div").classes("columns"):
+            self._subject = Field("Subject", value=subject, hint="this machine",
+                                  help="a run, a model, a .gguf file, a server, or the folder of a proof")  # fmt: skip
+            self._only = Field("Only these checks", hint="all", help="numbers or names, apart by blanks")
         with ui.element("div").classes("row"):
             button("Look", self._look, main=True)
-            button("Prove all", self._prove_all)
+            button("Prove all", partial(self._look, ["--prove", "all"]))
             button("Stop", lambda: self._child.stop())
         self._child = CommandChild()
         self._bar = ui.element("progress").props('aria-label="How far the proof is"')
@@ -65,22 +72,19 @@ class _Looking:
         result = await self._doctor(more)
         with self._place:
             for finding in result.get("findings", ()):
-                self._show(finding)
+                with Slot(is_read=False) as place:
+                    self._show(finding, place)
             if not result.get("findings"):
                 words("No check finds anything wrong.", classes="good")
             for name, why in result.get("failed", {}).items():
                 words(f"{name.replace('_', ' ')} could not look: {why}", classes="warn")
 
-    async def _prove_all(self) -> None:
-        await self._look(["--prove", "all"])
-
     async def _doctor(self, more: Sequence[str]) -> Mapping[str, Any]:
         """Return the result of the command."""
         only = [f"--only={check}" for check in self._only.text.split()]
         subject = ["--", self._subject.text] if self._subject.text else []
-        fix = ["--fix"] if more and self._fix.value else []
         try:
-            return await self._child.read(["doctor", *only, *more, *fix, *subject], self._show_progress)
+            return await self._child.read(["doctor", *only, *more, *subject], self._show_progress)
         finally:
             self._bar.set_visibility(False)
 
@@ -90,27 +94,25 @@ class _Looking:
             value, most = (int(number.replace(",", "")) for number in done.groups())
             self._bar.props.update({"value": value, "max": most})
 
-    def _show(self, finding: Mapping[str, Any]) -> None:
-        """Show a finding with its state, its evidence and its fix."""
+    def _show(self, finding: Mapping[str, Any], place: Slot) -> None:
+        """Show a finding with its state, its evidence, its fix, and what can be done about it."""
+        number, state = str(finding["number"]), str(finding["state"])
+        words(f"{number} · {finding['what']}", "h3")
+        words(state, classes=TONES.get(state, "warn"))
+        for line in (*finding["evidence"], *finding.get("proof", {}).get("sentences", ())):
+            words(str(line))
+        if finding.get("mended"):
+            words(f"Fix: {finding['mended']}", classes="good")
+        elif finding["fix"]:
+            words(str(finding["fix"]), "pre")
 
-        async def prove() -> None:
-            result = await self._doctor(["--prove", str(finding["number"])])
+        async def act(*options: str) -> None:
+            (found,) = (await self._doctor(["--prove", number, *options]))["findings"]
             with place.anew():
-                for proven in result["findings"]:
-                    _describe(proven)
+                self._show(found, place)
 
-        with Slot(is_read=False) as place:
-            _describe(finding)
-            if finding["state"] == "likely":
-                button(f"Prove {finding['number']}", prove)
-
-
-def _describe(finding: Mapping[str, Any]) -> None:
-    words(f"{finding['number']} · {finding['what']}", "h3")
-    words(str(finding["state"]), classes=TONES.get(str(finding["state"]), "warn"))
-    for line in (*finding["evidence"], *finding.get("proof", {}).get("sentences", ())):
-        words(str(line))
-    if finding.get("mended"):
-        words(f"Fix: {finding['mended']}", classes="good")
-    elif finding["fix"]:
-        words(str(finding["fix"]), "pre")
+        with ui.element("div").classes("row"):
+            if state == "likely" and "proof" not in finding:
+                button(f"Prove {number}", act)
+            if state != "ruled out" and not finding.get("mended"):
+                button(f"{'Fix' if state == 'proven' else 'Prove and fix'} {number}", partial(act, "--fix"))
