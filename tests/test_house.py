@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 697,
     "files under 40 lines": 116,
-    "non-blank lines": 89_433,
+    "non-blank lines": 89_529,
     "mappings from str to object": 132,
     "isinstance": 598,
     "asserts": 52,

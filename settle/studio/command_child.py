@@ -20,29 +20,31 @@ from settle.base.event_log import read_events
 from settle.base.events import Event, Progress, RunFailed
 from settle.base.python_command import NEW_GROUP, module_command
 from settle.base.visible import visible
-from settle.base.words.sentences import event_lines
+from settle.base.words.sentences import event_lines, progress_text
 from settle.studio.layout import words
 
 LINES = 400  # of what it says that are kept
 STOP_SECONDS = 5.0
 NOT_BETTER = 3  # exit code of no answer, or of something that is wrong: there is a result
-POLL_SECONDS = 0.1
+POLL_SECONDS, FOLLOW_SECONDS = 0.1, 0.5
 
 
 class CommandChild:
     """A command whose result a page shows, one at a time; it ends with the page.
 
-    status: a line of the page that says what it does; talk: its latest lines.
+    status: a line of the page that says what it does, above a bar that shows how far it is; talk: its latest lines.
     """
 
     def __init__(self) -> None:
         self.status = words("", classes="dim").props('role="status"')
+        self._bar = ui.element("progress").props('aria-label="How far it is"')
+        self._bar.set_visibility(False)
         self.talk: deque[str] = deque(maxlen=LINES)
         self._process: asyncio.subprocess.Process | None = None
         ui.context.client.on_delete(self.stop)
 
-    async def read(self, line: Sequence[str], on_line: Callable[[str], None] = lambda text: None) -> Mapping[str, Any]:
-        """Return what `settle LINE --json` returns, also with exit code 3. on_line: called with each line that it says.
+    async def read(self, line: Sequence[str]) -> Mapping[str, Any]:
+        """Return what `settle LINE --json` returns, also with exit code 3.
 
         Raises the SettleError that the command ends with; RunError when it was stopped.
         """
@@ -50,11 +52,29 @@ class CommandChild:
         self.status.text = "working …"
         try:
             with _report() as report:
-                return await self._read(line, report, on_line)
+                following = asyncio.ensure_future(self._follow(report))
+                try:
+                    return await self._read(line, report)
+                finally:
+                    following.cancel()
         finally:
             self.status.text = ""
+            self._bar.set_visibility(False)
 
-    async def _read(self, line: Sequence[str], report: Path, on_line: Callable[[str], None]) -> Mapping[str, Any]:
+    async def _follow(self, report: Path) -> None:
+        """Show how far the command is, as its latest event says."""
+        latest = None
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            events = [event for event in read_events(report) if event.kind == "progress"]
+            if events and events[-1] != latest:
+                latest = events[-1]
+                began = next(event.time for event in events if event.what == latest.what)
+                self.status.text = visible(f"{latest.what}: {progress_text(latest, began)}")
+                self._bar.props.update({"value": latest.done, "max": latest.total or 1})
+                self._bar.set_visibility(bool(latest.total))
+
+    async def _read(self, line: Sequence[str], report: Path) -> Mapping[str, Any]:
         self._process = process = await asyncio.create_subprocess_exec(
             *_command(report, [line[0], "--json", "--verbose", *line[1:]]),  # progress of short work, too
             stdin=asyncio.subprocess.DEVNULL,
@@ -68,7 +88,6 @@ class CommandChild:
         async for line_of_it in process.stderr:
             self.talk.append(line_of_it.decode("utf-8", "replace").rstrip())
             self.status.text = visible(self.talk[-1])
-            on_line(self.talk[-1])
         code = await process.wait()
         result = (await answer).strip()
         self._process = None

@@ -55,13 +55,13 @@ def test_a_model_is_pulled_by_a_button_that_names_host_and_size_and_then_removed
     (stored,) = (studio.home / "models/small").glob("*.gguf")
     assert stored.read_bytes() == (studio.home / "tiny.gguf").read_bytes()
     page.get_by_role("rowheader", name="small", exact=True).wait_for()
-    page.get_by_label("Name of the model").fill("small")
-    page.get_by_role("button", name="Remove").click()
-    page.get_by_text("nothing was removed").first.wait_for()
+    row = page.get_by_role("table", name="Models of this machine").get_by_role("row", name="small")
+    assert "someone/Small-GGUF of the hub" in row.inner_text()
+    row.get_by_role("button", name="Delete small").click()
+    page.get_by_text(re.compile(r"^Delete small from this machine: [\d.]+ kB\?$")).wait_for()
     assert stored.exists()
-    page.get_by_label("Delete its files").check()
-    page.get_by_role("button", name="Remove").click()
-    page.get_by_text(re.compile(r"^small is removed: [\d.]+ kB freed\.$")).wait_for(timeout=COMMAND)
+    page.get_by_role("button", name="Delete small for good").click()
+    page.get_by_text(re.compile(r"^[\d.]+ kB freed\.$")).wait_for(timeout=COMMAND)
     assert not stored.exists()
     page.get_by_role("rowheader", name="small", exact=True).wait_for(state="detached")
 
@@ -110,10 +110,11 @@ def test_a_damaged_result_is_an_error_of_its_file(tmp_path, text):
             read_tradeoffs(MeasuredResult(kind, "x", path))
 
 
-def test_what_fits_is_listed(page):
+def test_what_fits_is_listed_by_itself(page):
     page.goto("/models")
-    page.get_by_role("button", name="Show what fits").click()
-    page.get_by_role("columnheader", name="tokens/s").first.wait_for(timeout=COMMAND)
+    table = page.get_by_role("table", name="Models that fit")
+    table.get_by_role("button", name="Look up").first.wait_for(timeout=COMMAND)
+    page.get_by_text("models of the catalogue fit").wait_for()
 
 
 def test_a_finding_is_proven_to_its_end_and_its_fix_is_written(page, studio):

@@ -6,6 +6,19 @@ from pathlib import Path
 
 from settle.base.event_log import Events
 
+IN_WORDS = {
+    "wheel": "Python package {}",
+    "hub": "{} of the hub",
+    "ollama": "{} of Ollama",
+    "lmstudio": "{} of LM Studio",
+}
+
+
+def origin_in_words(origin: str) -> str:
+    """`wheel:smollm2` → "Python package smollm2"; of a path the path, and other text as it is."""
+    where, _, what = origin.partition(":")
+    return IN_WORDS[where].format(what) if where in IN_WORDS else origin.removeprefix("path:")
+
 
 @dataclass(frozen=True)
 class OfferFacts:

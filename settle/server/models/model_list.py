@@ -12,6 +12,7 @@ from settle.base.files.dated_file import age
 from settle.infer.child_process import Child, Json, Load
 from settle.library.catalogue import catalogue_file
 from settle.library.facts import Facts
+from settle.library.pull import origin_in_words
 from settle.library.store import StoredModel, all_models, damaged_models, stamp_of
 from settle.machine import memory
 from settle.machine.cores import cores
@@ -60,7 +61,7 @@ def show_model(name: str, events: Events) -> None:
         ["over", info["base"]],
         ["broken", info["broken"]],
         ["sha256", sha256],
-        ["from", info["origin"]],
+        ["from", origin_in_words(info["origin"])],
         ["license", license],
         ["also called", ", ".join(entry.aliases)],
         ["adapters over it", ", ".join(over)],

@@ -1,6 +1,5 @@
 """Health: what is wrong with a run, a model or this machine, proven live and fixed, and what left the machine."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,6 @@ from settle.studio.table import Table, show_listed
 from settle.studio.visit import Visit, in_thread
 
 TONES = {"proven": "bad", "likely": "warn", "ruled out": "good"}
-DONE = re.compile(r"^A/B.*?\b(\d[\d,]*) of (\d[\d,]*)\b")  # in a line about progress
 
 
 class Doctor(Page):
@@ -62,8 +60,6 @@ class _Looking:
             button("Prove all", partial(self._look, ["--prove", "all"]))
             button("Stop", lambda: self._child.stop())
         self._child = CommandChild()
-        self._bar = ui.element("progress").props('aria-label="How far the proof is"')
-        self._bar.set_visibility(False)
         self._place = Slot()
 
     async def _look(self, more: Sequence[str] = ()) -> None:
@@ -83,16 +79,7 @@ class _Looking:
         """Return the result of the command."""
         only = [f"--only={check}" for check in self._only.text.split()]
         subject = ["--", self._subject.text] if self._subject.text else []
-        try:
-            return await self._child.read(["doctor", *only, *more, *subject], self._show_progress)
-        finally:
-            self._bar.set_visibility(False)
-
-    def _show_progress(self, line: str) -> None:
-        if done := DONE.match(line):
-            self._bar.set_visibility(True)
-            value, most = (int(number.replace(",", "")) for number in done.groups())
-            self._bar.props.update({"value": value, "max": most})
+        return await self._child.read(["doctor", *only, *more, *subject])
 
     def _show(self, finding: Mapping[str, Any], place: Slot) -> None:
         """Show a finding with its state, its evidence, its fix, and what can be done about it."""
