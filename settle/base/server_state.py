@@ -95,5 +95,14 @@ def allow_origins(origins: frozenset[str]) -> None:
     write_json(_folder() / "origins.json", sorted(origins))
 
 
+def client_names() -> dict[str, str]:
+    """Names that clients gave to adapters → ids of the adapters. Empty when the file is missing or damaged."""
+    try:
+        names = parse_json((_folder() / "aliases.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(target) for name, target in names.items()} if isinstance(names, dict) else {}
+
+
 def _folder() -> Path:
     return home() / "server"

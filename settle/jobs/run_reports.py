@@ -10,7 +10,7 @@ from settle.base.errors import RunError, SettleError, UsageError, malformed_is_f
 from settle.base.event_log import Events
 from settle.base.events import AnswerChanges, Event, ForecastComparison, Listing, ResultReady
 from settle.base.files import write_atomic
-from settle.base.run import Run
+from settle.base.run import Run, present_names
 from settle.base.run.course import RunCourse
 from settle.base.run.result import LOSS_OF, Evaluated, Result, shown_verdict
 from settle.base.words.amounts import number
@@ -105,7 +105,11 @@ def summary_of(run: Run) -> RunSummary:
 
 def run_summaries() -> list[RunSummary]:
     """Every run, newest first."""
-    return sorted((summary_of(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+    runs = Run.all()
+    summaries = [summary_of(run) for run in runs]
+    if renamed := [run for run in runs if run.earlier]:
+        summaries = [dataclasses.replace(one, base=present_names(one.base, renamed)) for one in summaries]
+    return sorted(summaries, key=lambda run: run.started or 0.0, reverse=True)
 
 
 NOTE = "note.txt"  # in a run's folder

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from settle.base.errors import SettleError, UsageError
 from settle.base.files import home
-from settle.base.run import NAME, Run
+from settle.base.run import NAME, Run, present_names
 from settle.base.visible import visible_name
 from settle.library.catalogue import catalogue
 from settle.library.reference import ModelRef, Proposal
@@ -247,7 +247,7 @@ def _by_id(text: str) -> ModelRef:
     run = Run.named(text)
     if run is not None:
         return _of_run(run)  # which says what is missing
-    found = next((ref for ref in all_refs() if text == ref.id), None)
+    found = next((ref for ref in all_refs() if ref.id in (text, present_names(text))), None)
     if found is None:
         if _is_folder(Path(text)):
             return _at_path(Path(text), text)
@@ -277,11 +277,11 @@ def _refs_of(run: Run) -> Iterator[ModelRef]:
 def _made_ref(run: Run, made: MadeModel) -> ModelRef:
     source = _made_source(run, made)
     if made.kind == "model" or not made.base:
-        return ModelRef(run.name, "model", source, aliases=(run.path.name,))
+        return ModelRef(run.name, "model", source, aliases=(run.path.name, *run.earlier))
     path = Path(made.base)
     name = made.base_name or visible_name(path.stem)
     base = ModelRef(name, "model", Source(path, "gguf", name))
-    return ModelRef(run.name, "adapter", source, base, aliases=(run.name, run.path.name))
+    return ModelRef(run.name, "adapter", source, base, aliases=(run.name, run.path.name, *run.earlier))
 
 
 def _made_source(run: Run, made: MadeModel) -> Source:

@@ -137,14 +137,15 @@ def _recorded(run: Run) -> tuple[MadeModel, ...] | None:
 
 def _by_endings(run: Run) -> Iterator[MadeModel]:
     """Infer file kinds from suffixes, for runs without a record."""
-    adapter, draft = (run.out / f"{run.name}-{ending}.gguf" for ending in ("lora", "draft"))
+    first = [*run.earlier, run.name][0]  # files keep the name that they were made under
+    adapter, draft = (run.out / f"{first}-{ending}.gguf" for ending in ("lora", "draft"))
     files = [path for path in run.out.glob("[!.]*.gguf") if path not in (adapter, draft)]
     if adapter.is_file():
         plan = run.read("plan.json")
         tuning = (plan.get("tuning") if isinstance(plan, dict) else None) or {}
         base, base_name = tuning.get("base"), tuning.get("base_name")
         yield MadeModel(kind="adapter", path=adapter.name, base=base, base_name=base_name)
-    for path in sorted(files, key=lambda path: (path.stem != run.name, path.name))[:1]:
+    for path in sorted(files, key=lambda path: (path.stem != first, path.name))[:1]:
         yield MadeModel(kind="model", path=path.name)
     if draft.is_file():
         result = run.read("result.json")

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from settle.base.errors import RunError
+from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Eval, Step
 from settle.base.files import write_json
-from settle.base.run import TAIL_BYTES, Run
+from settle.base.run import TAIL_BYTES, Run, free_name, present_names
 from settle.cli import main
-from settle.jobs.run_reports import RunSummary
+from settle.jobs.run_reports import RunSummary, run_summaries
 from settle.library import deletion
 
 RESULT = {
@@ -159,3 +159,43 @@ def test_a_tampered_run_breaks_no_list(home, capsys, file, text):
         assert main(command) == 0
     assert main(["runs", "show", "tampered"]) in (0, 1)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_renamed_run_is_found_by_all_its_names(home, capsys):
+    run = a_run("notes", RESULT)
+    write_json(run.path / "plan.json", {"asked": {"model": "notes"}})
+    for old, new in (("notes", "poems"), ("notes", "verse")):  # an earlier name leads to it, too
+        assert main(["runs", "rename", old, new]) == 0
+    assert Run.find("verse").path == Run.find("poems").path == Run.find("notes").path == run.path
+    assert (Run.find("notes").name, Run.find("notes").earlier) == ("verse", ("notes", "poems"))
+    assert [(one.name, one.base) for one in run_summaries()] == [("verse", "verse")]
+    assert present_names("smollm2:poems") == "smollm2:verse" and free_name("poems") == "poems-2"
+    with pytest.raises(UsageError, match="was the name of 'verse'"):
+        Run.create("train", "poems")
+    assert main(["runs", "rename", "verse", "notes"]) == 0  # and back
+    assert (Run.find("verse").name, Run.find("verse").earlier) == ("notes", ("poems", "verse"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("notes", "../notes", "not a usable name"),
+        ("notes", "other", "another run"),
+        ("notes", "notes", "already"),
+        ("nobody", "new", "no run named"),
+        ("small-seed0", "new", "found by its name"),
+        ("small", "new", "small-seed0"),
+        ("notes", "smollm2", "a model of the store"),
+        ("notes", "gpt-4", "clients of the server"),
+        ("busy", "new", "working"),
+    ],
+)
+def test_a_name_that_would_hide_or_lose_something_is_refused(home, capsys, old, new, why):
+    for name in ("notes", "other", "small", "small-seed0", "busy"):
+        a_run(name, RESULT)
+    for file, value in (("models/smollm2/model.json", {}), ("server/aliases.json", {"gpt-4": "smollm2:notes"})):
+        (home / file).parent.mkdir(parents=True)
+        write_json(home / file, value)
+    with Run.find("busy").lock():
+        assert main(["runs", "rename", old, new]) == (1 if old == "busy" else 2)
+    assert why in capsys.readouterr().err and not list(home.glob("runs/*/names.txt"))

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from settle.base.run import Run
+from settle.base.server_state import client_names
 from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
-from settle.server.models.model_catalogue import aliases, set_alias
+from settle.server.models.model_catalogue import set_alias
 from settle.server.models.model_loader import PoolSettings
 from settle.wire.errors import ApiError
 from tests.server.conftest import add_adapter, fill_store, serving, until
@@ -192,7 +193,7 @@ def test_aliases_that_are_set_at_once(home):
     """45 of 60 got lost: one read before another had written, and all wrote to the same file beside."""
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: set_alias(f"name{n}", "tiny:notes"), range(60)))
-    assert len(aliases()) == 60
+    assert len(client_names()) == 60
 
 
 def test_what_does_not_fit_is_refused_with_what_would(home):

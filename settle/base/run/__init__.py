@@ -2,9 +2,10 @@
 
 import contextlib
 import datetime
+import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from filelock import FileLock, Timeout
 from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.event_log import tail
 from settle.base.events import PhaseStarted, RunFailed
-from settle.base.files import home, read_json, write_json
+from settle.base.files import home, read_json, write_atomic, write_json
 from settle.base.run.result import Result, parse_result
 
 TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 ELSEWHERE = "or set SETTLE_HOME to a folder that has both"
+NAMES = "names.txt"  # in a folder: the names that the run was given later, the latest last
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
 
@@ -81,12 +83,18 @@ class WorkFolder:
 
 
 class Run(WorkFolder):
-    """One run folder: recipe.toml, plan.json, forecast.json, events.jsonl, checkpoints/, out/, result.json."""
+    """One run folder: recipe.toml, plan.json, forecast.json, events.jsonl, checkpoints/, out/, result.json.
+
+    earlier: names that it had before it was renamed, the first one first. They still lead to it, as its folder and its files stay where they
+    are: what points to a run stays right.
+    """
 
     def __init__(self, path: Path) -> None:
         is_dated = path.name.count("-") >= 5  # <date>-<command>-<name>-<id>
-        name = path.name.split("-", 4)[-1].rsplit("-", 1)[0] if is_dated else path.name
+        first = path.name.split("-", 4)[-1].rsplit("-", 1)[0] if is_dated else path.name
+        *earlier, name = [first, *_later_names(path)]
         super().__init__(path, name, f"working on {name!r}")
+        self.earlier = tuple(each for each in dict.fromkeys(earlier) if each != name)
         self.command = path.name.split("-", 4)[3] if is_dated else ""
         self.out = path / "out"
         self.checkpoints = path / "checkpoints"
@@ -94,13 +102,14 @@ class Run(WorkFolder):
     @classmethod
     def create(cls, command: str, name: str) -> "Run":
         """Make a new folder `<date>-<command>-<name>-<id>`. Raises UsageError for a bad or taken name."""
-        if not NAME.fullmatch(name):
-            raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore, 64 at most")
-        taken = [run for run in cls.all() if run.name == name]
-        if taken:
-            done = taken[-1].status == "finished"
+        _require_usable(name)
+        taken = cls.named(name)
+        if taken is not None and taken.name == name:
+            done = taken.status == "finished"
             fix = f"`settle runs remove {name}` deletes it" if done else f"`settle resume {name}` goes on with it"
             raise UsageError(f"a run named {name!r} exists already", f"choose another --name; {fix}")
+        if taken is not None:
+            raise UsageError(f"{name!r} was the name of {taken.name!r}, and still leads to it", "choose another --name")
         date = datetime.date.today().isoformat()
         path = home() / "runs" / f"{date}-{command}-{name}-{secrets.token_hex(3)}"
         try:
@@ -122,17 +131,35 @@ class Run(WorkFolder):
     @classmethod
     def find(cls, name: str) -> "Run":
         """Return the newest run of that name (or folder name). Raises UsageError naming the runs there are."""
-        runs = cls.all()
-        for run in reversed(runs):
-            if name in (run.name, run.path.name) or name == str(run.path):
-                return run
-        known = ", ".join(dict.fromkeys(r.name for r in reversed(runs)))
+        run = cls.named(name)
+        if run is not None:
+            return run
+        known = ", ".join(dict.fromkeys(r.name for r in reversed(cls.all())))
         raise UsageError(f"there is no run named {name!r}", f"known: {known}" if known else "start one: `settle train`")
 
     @classmethod
     def named(cls, name: str) -> "Run | None":
-        """Return the newest run of that name (or folder name), or None."""
-        return next((run for run in reversed(cls.all()) if name in (run.name, run.path.name)), None)
+        """Return the newest run of that name (or folder name, or earlier name), or None."""
+        runs = cls.all()[::-1]
+        found = (run for run in runs if name in (run.name, run.path.name, str(run.path)))
+        return next(found, None) or next((run for run in runs if name in run.earlier), None)
+
+    def rename(self, name: str) -> "Run":
+        """Give the run another name, at once and for good; its folder stays, and its earlier names lead to it.
+
+        Raises UsageError for a name that is bad or another run's, RunError while a process works on it, ResourceError.
+        """
+        _require_usable(name)
+        other = Run.named(name)
+        if other is not None and other.path != self.path:
+            raise UsageError(f"{name!r} is or was the name of another run, {other.path.name}", "choose another name")
+        with self.lock():
+            try:
+                write_atomic(self.path / NAMES, "".join(f"{each}\n" for each in [*_later_names(self.path), name]))
+                os.utime(self.path.parent)  # a server that knows the names of runs looks again
+            except OSError as e:
+                raise cannot_write(self.path, e, ELSEWHERE) from None
+        return Run(self.path)
 
     def finish(self, made: Result) -> None:
         """Write result.json: its presence means that the run is finished."""
@@ -144,11 +171,34 @@ class Run(WorkFolder):
         return None if values is None else parse_result(values, self.path / "result.json")
 
 
+def present_names(text: str, runs: Sequence[Run] | None = None) -> str:
+    """Return a model's name, such as `base:adapter`, with every earlier name of a run replaced by its present one.
+
+    runs: all there are, read if None.
+    """
+    names = {earlier: run.name for run in (Run.all() if runs is None else runs) for earlier in run.earlier}
+    return re.sub(r"[^:@]+", lambda part: names.get(part[0], part[0]), text) if names else text
+
+
+def _require_usable(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore, 64 at most")
+
+
+def _later_names(path: Path) -> list[str]:
+    """Return the names that a run was given after its first one; a line that is no name is passed over."""
+    try:
+        lines = (path / NAMES).read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return []
+    return [line for line in lines if NAME.fullmatch(line)]
+
+
 def free_name(wanted: str, taken: Collection[str] | None = None) -> str:
     """`wanted`, cleaned to a usable name, with -2, -3 … when taken; taken: names that are, those of runs if None."""
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", wanted).strip("-._")[:48] or "run"
     if taken is None:
-        taken = {run.name for run in Run.all()}
+        taken = {name for run in Run.all() for name in (run.name, *run.earlier)}
     number, free = 1, name
     while free in taken:
         number += 1

@@ -13,17 +13,18 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.commands import Command
 from settle.jobs.exporters import Exporter, export_history
+from settle.jobs.rename import rename_run
 from settle.jobs.run_reports import list_runs, show_ledger, show_run
 from settle.jobs.seeds import compare_recipes
 from settle.jobs.settings import LabSettings
 from settle.library.deletion import prune_runs, remove_runs
 from settle.library.update import show_providers
 
-ACTIONS = ("list", "show", "compare", "export", "audit", "prune", "remove")
+ACTIONS = ("list", "show", "compare", "export", "audit", "rename", "prune", "remove")
 
 
 class Runs(LabSettings, Command):
-    """List, show, audit and remove runs; try changes to a recipe.
+    """List, show, audit, rename and remove runs; try changes to a recipe.
 
     `settle runs show NAME` shows one of them. `settle runs prune` deletes the checkpoints of finished runs and keeps
     their models; `settle runs remove NAME ...` deletes runs with all they made. `settle runs export NAME --to
@@ -40,8 +41,10 @@ class Runs(LabSettings, Command):
     is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("action", "names")
 
-    action: str = Field("list", description="list, show, compare, export, audit, prune or remove")
-    names: list[str] = Field(default_factory=list, description="the runs, or a recipe and a change, that it is about")
+    action: str = Field("list", description="list, show, compare, export, audit, rename, prune or remove")
+    names: list[str] = Field(
+        default_factory=list, description="the runs, a recipe and a change, or a run and its new name"
+    )
     ledger: bool = Field(False, description="compare the forecasts of every finished run with the actual figures")
     to: Choice = choice("jobs/exporters", default="tensorboard", description="history or technical file to export")
     out: Path = Field(Path("history"), description="folder that the history is exported to")
@@ -60,21 +63,20 @@ class Runs(LabSettings, Command):
             show_run(self.names, events)
         elif self.action == "export":
             export_history(self.names, Exporter.make(str(self.to.name), self.to.settings), self.out, events)
-        elif self.action == "audit" and not self.names:
-            list_ledgers(events)
+        elif self.action == "audit" and self.names not in ([], ["providers"]):
+            show_connections(self.names[0], events)
         elif self.action == "audit":
-            show_providers(events) if self.names == ["providers"] else show_connections(self.names[0], events)
-        elif self.action == "compare":
-            return self._compare(events)
-        elif self.action in ("prune", "remove"):
-            {"prune": prune_runs, "remove": remove_runs}[self.action](self.names, self.yes, events)
-        else:
-            list_runs(events)
-        return 0
-
-    def _compare(self, events: Events) -> int:
-        if self.names[:1] and self.names[0].endswith(".toml"):
+            show_providers(events) if self.names else list_ledgers(events)
+        elif self.action == "compare" and self.names[:1] and self.names[0].endswith(".toml"):
             from settle.jobs.lab import try_change
 
             return try_change(self.names, self, events)
-        return compare_recipes(self.names, events)
+        elif self.action == "compare":
+            return compare_recipes(self.names, events)
+        elif self.action in ("prune", "remove"):
+            (prune_runs if self.action == "prune" else remove_runs)(self.names, self.yes, events)
+        elif self.action == "rename":
+            rename_run(self.names, events)
+        else:
+            list_runs(events)
+        return 0

@@ -17,6 +17,7 @@ from settle.base.errors import UsageError, cannot_write
 from settle.base.event_log import Events, read_records
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.files import JsonObject, append_lines, home
+from settle.base.run import Run, present_names
 from settle.base.statistics import PairedTest, paired_test
 
 Vote = Literal["a", "b", "same", "bad"]
@@ -71,8 +72,8 @@ class Ballots:
 
     @classmethod
     def read(cls) -> "Ballots":
-        """Read all votes; a line that was cut off or changed by hand is passed over."""
-        ballots = cls()
+        """Read all votes, of models by their present names; a torn or edited line is passed over."""
+        ballots, runs = cls(), Run.all()
         for record in read_records(_file()):
             name, vote = str(record.get("pair")), record.get("vote")
             if record["kind"] == "pair":
@@ -80,7 +81,8 @@ class Ballots:
                     pair = AnswerPair.model_validate(record)
                 except ValidationError:
                     continue
-                ballots.pairs[pair.id] = pair
+                one, two = (present_names(model, runs) for model in pair.models)
+                ballots.pairs[pair.id] = pair.model_copy(update={"models": (one, two)})
             elif record["kind"] == "vote" and vote in VOTES and name not in ballots.revealed:
                 ballots.votes[name] = vote
             elif record["kind"] == "reveal":

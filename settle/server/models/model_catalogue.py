@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 from filelock import FileLock
 
-from settle.base.files import home, parse_json, write_json
+from settle.base.files import home, write_json
+from settle.base.run import present_names
+from settle.base.server_state import client_names
 from settle.infer.child_process import Draft
 from settle.library.resolve import all_refs
 from settle.library.store import all_models
@@ -52,9 +54,9 @@ class ModelCatalogue:
         known, stamp = self._known.get(wanted, (None, ()))
         if known is not None and stamp == _stamps(known):
             return known
-        entries = self.offered()
+        entries, present = self.offered(), present_names(wanted)
         for entry in entries:
-            if wanted == entry.id or wanted in entry.aliases:
+            if entry.id in (wanted, present) or wanted in entry.aliases:
                 self._known[wanted] = entry, _stamps(entry)
                 return entry
         models = [entry for entry in entries if not entry.collection]
@@ -110,7 +112,8 @@ def _library_entries() -> list[ModelEntry]:
 def _aliased(entries: Sequence[ModelEntry]) -> Iterator[ModelEntry]:
     """Adapters under the names that clients gave them; a model of the same name has precedence."""
     by_id = {entry.id: entry for entry in entries}
-    for name, target in aliases().items():
+    for name, given in client_names().items():
+        target = present_names(given)
         if target in by_id and name not in by_id:
             yield replace(by_id[target], id=name, aliases=(), origin=f"another name of {target}")
 
@@ -118,21 +121,12 @@ def _aliased(entries: Sequence[ModelEntry]) -> Iterator[ModelEntry]:
 LOCK_SECONDS = 10.0
 
 
-def aliases() -> dict[str, str]:
-    """Name → id of what it names. Empty when the file is missing or damaged."""
-    try:
-        names = parse_json((home() / "server" / "aliases.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(target) for name, target in names.items()} if isinstance(names, dict) else {}
-
-
 def set_alias(name: str, target: str | None) -> None:
     """Set the name, or remove it when `target` is None. Raises OSError when the file cannot be written."""
     folder = home() / "server"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "aliases.lock", LOCK_SECONDS):  # requests run in threads, and other servers may be there
-        known = aliases()
+        known = client_names()
         known.pop(name, None)
         known |= {name: target} if target is not None else {}
         write_json(folder / "aliases.json", known)

@@ -17,9 +17,10 @@ from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event, Progress, Say
 from settle.base.run import NAME
+from settle.base.server_state import client_names
 from settle.library.store import StoredModel, add_model, all_models, stamp_of, store
 from settle.model.source import hash_of
-from settle.server.models.model_catalogue import ModelCatalogue, aliases, set_alias
+from settle.server.models.model_catalogue import ModelCatalogue, set_alias
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
 from settle.wire.errors import ApiError, invalid
@@ -66,7 +67,7 @@ class StoreChanges:
         name = self._free_name(new_name)
         with self._change(name):
             if entry.adapter:
-                await asyncio.to_thread(set_alias, name, aliases().get(entry.id, entry.id))
+                await asyncio.to_thread(set_alias, name, client_names().get(entry.id, entry.id))
             else:
                 await asyncio.to_thread(_copy, entry, name)
 
@@ -77,7 +78,7 @@ class StoreChanges:
         self.require_open()
         entry.require_no_documents(f"delete them with `settle index {entry.collection} --delete`")
         with self._change(entry.id):
-            if entry.adapter and entry.id in aliases():
+            if entry.adapter and entry.id in client_names():
                 await asyncio.to_thread(set_alias, entry.id, None)
                 return
             stored = _stored(entry)
