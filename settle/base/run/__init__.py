@@ -85,8 +85,8 @@ class WorkFolder:
 class Run(WorkFolder):
     """One run folder: recipe.toml, plan.json, forecast.json, events.jsonl, checkpoints/, out/, result.json.
 
-    earlier: names that it had before it was renamed, the first one first. They still lead to it, as its folder and its files stay where they
-    are: what points to a run stays right.
+    earlier: names that it had before it was renamed, the first one first. They still lead to it: its folder and its
+    files stay where they are, so what points to a run stays right.
     """
 
     def __init__(self, path: Path) -> None:
