@@ -3,6 +3,7 @@ import importlib
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ TESTS = Path(__file__).parent
 # Two tests run at a time, and tiny models gain nothing from threads: two that wait for each other only spin. Said
 # before torch is loaded; what a test starts inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# As in the Makefile: a shell that keeps Python from storing compiled modules would make every worker, and each of the
+# hundreds of processes that tests start, compile settle and the asserts again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell without job control starts what runs in the background with SIGINT ignored, and every child inherits that: the
 # tests of Ctrl-C would wait for a signal that never arrives.
