@@ -33,6 +33,7 @@ class CollectionFacts(TypedDict):
     embedder: str
     roots: list[str]
     failed: NotRequired[list[FileFault]]  # documents that could not be read, or that were left out, and why
+    left_out: NotRequired[list[FileFault]]  # the first files that no reader is for, by reason, and how many more
     unseen: NotRequired[list[FileFault]]  # folders that cannot be seen now
     # numbers of files that the next `settle index NAME` adds, reads again and removes
     new: NotRequired[int]
@@ -65,7 +66,7 @@ def list_status(names: Sequence[str], events: Events) -> None:
         for c in collections
     ]  # fmt: skip
     events.emit(Listing(columns=STATUS_COLUMNS, rows=rows, note="`settle index NAME` brings one up to date"))
-    faults = [fault for c in collections for fault in (*c["unseen"], *c["failed"])]
+    faults = [fault for c in collections for fault in (*c["unseen"], *c["failed"], *c["left_out"])]
     if faults:
         more = f"{len(faults) - MOST_SHOWN:,} more; --json has them all" if len(faults) > MOST_SHOWN else ""
         shown = [[fault["path"], fault["why"]] for fault in faults[:MOST_SHOWN]]
@@ -107,6 +108,12 @@ def _add_status(facts: CollectionFacts, collection: Collection, events: Events) 
     known = [is_known for _, is_known in changes.new]
     failed = dict(collection.catalogue.documents.failures()) | dict(changes.failed)
     facts["failed"] = [{"path": path, "why": why} for path, why in failed.items()]
+    facts["left_out"] = [{"path": _named(paths, changes.left_out[why]), "why": why}
+                         for why, paths in changes.left_out_paths.items()]  # fmt: skip
     facts["unseen"] = [{"path": root, "why": why} for root, why in changes.kept]
     facts["new"], facts["changed"] = known.count(False), known.count(True) + len(changes.moved)
     facts["gone"] = len(changes.gone)
+
+
+def _named(paths: Sequence[str], number: int) -> str:
+    return ", ".join(paths) + (f" and {number - len(paths):,} more" if number > len(paths) else "")

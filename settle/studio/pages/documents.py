@@ -10,12 +10,13 @@ from settle.retrieve.index.collection import collection_names
 from settle.retrieve.index.list_collections import list_status
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
-from settle.studio.layout import Slot, button, card, words
+from settle.studio.layout import Slot, button, card, empty_state, words
 from settle.studio.pages import Page
 from settle.studio.passage import passage_link
 from settle.studio.table import show_listed
 from settle.studio.visit import Visit, reported
 
+INDEX = "/new?command=index"
 TITLES = {"refused": "The documents do not answer this", "quoted": "Quoted from the documents", "written": "Answer"}
 
 
@@ -30,14 +31,13 @@ class Documents(Page):
     async def build(self, visit: Visit) -> None:
         names = collection_names()
         if not names:
-            with card("No collections yet"):
-                words("A collection is made from folders of documents.", classes="dim")
-                ui.link("Index a folder", "/new?command=index")
+            empty_state("No collections yet. One is made from folders of documents.", ("Index a folder", INDEX))
             return
         with card("Ask"):
-            collection = Field("Collection", "choice", options=names)
             question = Field("Question")
-            model = Field("Model that answers", help="the collection's own where it is left empty; none: only quote")
+            with ui.element("div").classes("columns"):
+                collection = Field("Collection", "choice", options=names)
+                model = Field("Model that answers", hint="the collection's own", help="none: only quote")
 
             async def ask() -> None:
                 asked = question.required("there is nothing to answer", "write a question")
@@ -64,7 +64,7 @@ class Documents(Page):
             await show_status()
             with ui.element("div").classes("row"):
                 button("Bring the chosen one up to date", update)
-                ui.link("Index a folder", "/new?command=index")
+                ui.link("Index a folder", INDEX)
                 indexing = CommandChild()
 
 
@@ -107,7 +107,8 @@ def _show_sentence(sentence: Mapping[str, Any], name: str) -> None:
         if sentence["supported"]:
             link = ui.link(f"[{sentence['number']}]", passage_link(name, sentence["passage"]), new_tab=True)
             link.props["aria-label"] = f"[{sentence['number']}], {sentence['place']}"
-            words(f"supported, {sentence['support']:.0%}", "small", "good")
+            if sentence["support"] < 1:  # a quoted one is supported by itself
+                words(f"supported, {sentence['support']:.0%}", "small", "good")
         else:
             words("not in the documents" + (f": {differs}" if differs else ""), "small", "bad")
     if sentence["quote"]:
