@@ -58,11 +58,11 @@ def _links(ways: Iterable[Way], current: str) -> None:
 
 
 @contextlib.contextmanager
-def card(title: str, classes: str = "") -> Iterator[None]:
+def card(title: str, classes: str = "") -> Iterator[ui.element]:
     """Open a part of a page, under a heading of its own."""
-    with ui.element("section").classes(f"panel {classes}"):
+    with ui.element("section").classes(f"panel {classes}") as section:
         words(title, "h2")
-        yield
+        yield section
 
 
 def chips(label: str, links: Iterable[tuple[str, str, bool]]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 import psutil
 from nicegui import ui
@@ -17,12 +18,13 @@ from settle.base.run import Run as RunFolder
 from settle.base.run.result import TONES, Result
 from settle.base.words.amounts import amount, duration
 from settle.base.words.figures import comparison
-from settle.base.words.sentences import NOTHING_KEPT, evidence_text, left_text, outlook_text
+from settle.base.words.sentences import NOTHING_KEPT, PHASES, evidence_text, left_text, outlook_text
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
 from settle.studio.feed import RunFeed
 from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
+from settle.studio.pareto import MeasuredResult, Tradeoff, read_tradeoffs, show_tradeoffs
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
 
@@ -62,7 +64,8 @@ class _View:
             self.state = words("", classes="state")
             self.stop = button("Stop", self._stop)
             self.resume = button("Resume", self._resume, main=True)
-            ui.link("How it learned", f"/learning/{self.run.path.name}")
+            self.chat = ui.link("Chat", f"/chat?model={quote(self.run.name)}").classes("act")
+            self.learned = ui.link("How it learned", f"/learning/{self.run.path.name}")
             ui.link("Compare", f"/compare?runs={self.run.path.name}")
         self.problem = Slot()
         with ui.element("div").classes("columns level"):
@@ -76,12 +79,16 @@ class _View:
                 with meter:
                     self.bar = ui.element("div")
                 self.gauge, self.evidence = meter, words("")
-        with ui.element("section").classes("panel"):
+        self.measured = Slot(is_read=False)
+        with ui.element("section").classes("panel") as losses:
             self.losses = Chart("Loss, nats", ("held-out", "training", "expected at the end"), height=320)
-        with ui.element("div").classes("columns pairs"):
+        with ui.element("div").classes("columns pairs") as small:
             self.small = {name: _small_chart(name, title) for name, title in SMALL_CHARTS.items()}
-        with card("What it writes"):
+        with card("What it writes") as samples:
             self.samples = Slot(is_read=False)
+        if self.run.command == "shrink":  # which trains nothing
+            for part in (losses, small, samples, self.learned):
+                part.set_visibility(False)
         with card("Forecast and actual"):
             self.forecast = Slot(is_read=False)
         with card("What happened"):
@@ -120,10 +127,14 @@ class _View:
         result: Result | None = None
         fault: SettleError | None = None
         forecast, text = Listing(columns=[], rows=[]), ""
+        tradeoffs: list[Tradeoff] = []
         try:
             result = await in_thread(run.result)
             forecast = await in_thread(forecast_of, run, result)
             text = await in_thread(card_of, run)
+            if run.command == "shrink" and result:
+                measured = MeasuredResult("shrink", run.name, run.path / "result.json")
+                tradeoffs = await in_thread(read_tradeoffs, measured)
         except SettleError as e:
             fault = e
         state, tone = state_text(self.feed, status, result, fault)
@@ -139,6 +150,11 @@ class _View:
                 words(f"{gone}. What is shown was read before.", classes="warn")
         unfinished = unfinished_facts(self.feed) if status != "finished" else []
         self.verdict.show(result.facts if result else unfinished)
+        self.chat.set_visibility(result is not None and "gguf" in result.files and run.command != "tune_decision")
+        with self.measured.anew():
+            if tradeoffs:
+                with card("What was measured"):
+                    show_tradeoffs(tradeoffs)
         with self.forecast.anew():
             if forecast.rows:
                 Table.of(forecast, "Forecast and actual")
@@ -211,6 +227,7 @@ def now_facts(feed: RunFeed, is_running: bool) -> list[tuple[str, str]]:
     """How far it is, and while it runs what it takes, and how long it still will."""
     course, left, usage = feed.course, feed.course.left, feed.usage if is_running else None
     return [
+        ("now", PHASES.get(course.left.phase, course.left.phase.replace("_", " ")) if is_running else ""),
         ("step", f"{left.step:,}" if left.step else ""),
         ("tokens", amount(left.tokens, "count") if left.tokens else ""),
         ("speed", f"{amount(left.tokens_per_second, 'count')} tokens/s" if left.tokens_per_second else ""),
