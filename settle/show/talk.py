@@ -87,9 +87,9 @@ class LiveDisplay:
             lines.append(self._row(eval_text(course.evals[-1]), self._sparks()))
         if course.forecasts:
             lines.append(self._row(outlook_text(course)))
-        train_loss = course.step.loss if course.step else None
-        parts = [f"train {loss_text(train_loss)}", f"{count(course.left.tokens)} tokens", *speed_text(course)]
-        lines.append(self._row(" · ".join([*parts, f"step {course.left.step:,}"])))
+        if course.step:
+            parts = [f"train {loss_text(course.step.loss)}", f"{count(course.left.tokens)} tokens", *speed_text(course)]
+            lines.append(self._row(" · ".join([*parts, f"step {course.left.step:,}"])))
         if course.state and course.state != "decaying":
             lines.append(_bar("settled", course.nearness or 0.0, evidence_text(course, self.console.width), width))
         return Group(*lines)
