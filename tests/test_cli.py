@@ -251,7 +251,11 @@ def test_completion_installs_itself(home, tmp_path, monkeypatch, capsys):
             "unknown option --name",
             "it is given without a name: `settle ask NAME QUESTION`",
         ),
-        (["runs", "shwo"], "there is no `settle runs shwo`", "list, show, compare, export, audit, prune or remove"),
+        (
+            ["runs", "shwo"],
+            "there is no `settle runs shwo`",
+            "list, show, compare, export, audit, rename, prune or remove",
+        ),
         (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (
             ["train", "x", "--data.vocab_size", "9"],

@@ -42,7 +42,7 @@ class Runs(LabSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("action", "names")
 
     action: str = Field("list", description="list, show, compare, export, audit, rename, prune or remove")
-    names: list[str] = Field(default_factory=list, description="runs, a recipe and a change, or a run and its new name")
+    names: list[str] = Field(default_factory=list, description="the runs, a recipe and a change, a run and a new name")
     ledger: bool = Field(False, description="compare the forecasts of every finished run with the actual figures")
     to: Choice = choice("jobs/exporters", default="tensorboard", description="history or technical file to export")
     out: Path = Field(Path("history"), description="folder that the history is exported to")
