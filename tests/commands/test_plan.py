@@ -62,6 +62,19 @@ def test_pay_off_forecasts_the_speed_of_a_model_that_it_knows(capsys):
     assert code == 0 and 50 < speed["low"] < speed["value"] < speed["high"] and "q4_k_m" in speed["source"]
 
 
+def test_tune_without_a_model_lists_those_that_can_be_tuned(capsys, tmp_path, monkeypatch):
+    """By size, with memory and speed on the machine; in an empty home none of them is here."""
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
+    code, out, _ = run(capsys, "tune", "--rows", "500", "--machine", "rtx 4090", "--json")
+    models = json.loads(out.strip().splitlines()[-1])["models"]
+    assert code == 0 and len(models) >= 2 and not any(model["is_here"] for model in models)
+    sizes = [model["parameters"] for model in models]
+    assert sizes == sorted(sizes) and models[0]["memory"] < models[-1]["memory"]
+    for model in models:
+        value, low, high = model["rate"]
+        assert model["fits"] == "yes" and low < value < high and model["license"] and model["bytes"] > 1e7
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -75,7 +88,7 @@ def test_pay_off_forecasts_the_speed_of_a_model_that_it_knows(capsys):
         (["pay-off", "--machine", "h100", "--speed", "1"], "no API is named"),
         (["pay-off", "--machine", "h100", "--against", "gpt-5"], "neither a model nor a speed"),
         (["pay-off", "llama-3.1-70b", "--machine", "rtx 4060", "--against", "gpt-5"], "does not fit"),
-        (["tune", "--machine", "h100"], "no model is named"),
+        (["tune", "--machine", "h100"], "how many rows"),
         (["tune", "llama-3.1-8b", "--machine", "h100"], "how many rows"),
         (["tune", "llama-3.9-8b", "--rows", "10", "--machine", "h100"], "llama-3.9-8b"),
         (["tune", "llama-3.1-70b", "--rows", "10", "--machine", "rtx 4090"], "cannot be tuned"),

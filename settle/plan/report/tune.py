@@ -46,14 +46,10 @@ class MethodOption:
         return "yes" if self.memory.high <= most else "barely" if self.memory.value <= most else "no"
 
 
-def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None:
+def plan_tune(model: str, settings: PlanSettings, events: Events) -> None:
     """Report what tuning takes. Raises UsageError, and ResourceError where the method does not fit."""
-    if model is None:
-        raise UsageError("no model is named to tune", "settle plan tune llama-3.2-3b --rows 5000")
-    if settings.rows is None:
-        raise UsageError("how many rows to tune on is not said", "--rows 5000")
+    tokens = tokens_to_learn(settings)
     named, machine = named_shape(model), machine_or_this(settings.machine)
-    tokens = count(settings.rows) * settings.row_tokens * settings.epochs
     options = [best_option(method, named.shape, settings, machine, tokens) for method in METHODS]
     events.emit(_table(options, machine))
     chosen = _chosen(options, settings, machine, named)
@@ -75,6 +71,13 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
         "forecast": values(rows),
     }
     events.emit(ResultReady(result=result))
+
+
+def tokens_to_learn(settings: PlanSettings) -> float:
+    """Return the tokens of all rows, as often as they are seen. Raises UsageError."""
+    if settings.rows is None:
+        raise UsageError("how many rows to tune on is not said", "--rows 5000")
+    return count(settings.rows) * settings.row_tokens * settings.epochs
 
 
 def best_option(
