@@ -256,6 +256,7 @@ def _lines(path: Path) -> list[Line]:
 COLUMNS = ("time", "process", "program", "call site", "host", "address", "port", "count", "declared")
 MOST_LISTED = 40
 MOST_READ = 400  # ledgers that the overview is about
+_DATED = "[0-9]" * 4 + "-[0-9][0-9]" * 2 + "T[0-9][0-9]" + "-[0-9][0-9]" * 2 + "-*"  # names that settle gives
 
 
 def show_ledger(subject: str, events: Events) -> None:
@@ -297,14 +298,17 @@ class Overview:
         every = list(self.ledgers.values())
         if not every:
             return "No command has left a ledger yet."
-        since = f"{len(every):,} command{'s' if len(every) != 1 else ''} since {when(began_at([*self.ledgers][-1]))}"
-        undeclared, reached = (sum(map(bool, xs)) for xs in ([x.undeclared for x in every], [x.reached for x in every]))
+        of = f"{len(every):,} command{'s' if len(every) != 1 else ''} since {when(began_at([*self.ledgers][-1]))}"
         observed = sum(x.level == OBSERVED for x in every)
-        text = "No connection beyond this machine was recorded in" if observed else "Nothing left this machine in"
-        if undeclared or reached:
-            what = "made undeclared connections" if undeclared else "reached other machines, as declared"
-            text, since = f"{undeclared or reached} of", f"{since} {what}"
-        return f"{text} {since}" + (f"; of {observed:,} only Python's sockets were observed." if observed else ".")
+        if undeclared := sum(bool(x.undeclared) for x in every):
+            found = f"{undeclared:,} of {of} made undeclared connections"
+        elif reached := sum(bool(x.reached) for x in every):
+            found = f"{reached:,} of {of} reached other machines, as declared"
+        elif observed:
+            found = f"No connection beyond this machine was recorded in {of}"
+        else:
+            found = f"Nothing left this machine in {of}"
+        return found + (f"; of {observed:,} only Python's sockets were observed." if observed else ".")
 
 
 def overview_of_ledgers() -> Overview:
@@ -315,14 +319,15 @@ def list_ledgers(events: Events) -> None:
     """Say whether anything left this machine, and list the newest ledgers that are exceptions."""
     overview = overview_of_ledgers()
     events.emit(Say(text=overview.sentence))
-    every = [(name, when(began_at(name)), command_of(name), x.sentence) for name, x in overview.ledgers.items()]
-    rows = [row[1:] for row in every if row[0] in overview.exceptions]
+    listed = [
+        {"ledger": name, "began": when(began_at(name)), "command": command_of(name), "sentence": x.sentence}
+        for name, x in overview.ledgers.items()
+    ]
+    exceptions = set(overview.exceptions)
+    rows = [(x["began"], x["command"], x["sentence"]) for x in listed if x["ledger"] in exceptions]
     if rows:
         hint = "`settle runs audit RUN` shows every connection"
         events.emit(Listing(columns=("began", "command", "what left this machine"), rows=rows, note=hint))
-    listed = [
-        {"ledger": name, "began": began, "command": command, "sentence": what} for name, began, command, what in every
-    ]
     events.emit(ResultReady(result={"sentence": overview.sentence, "ledgers": listed}))
 
 
@@ -342,7 +347,7 @@ def _notes(found: Ledger) -> list[str]:
 
 
 def _ledgers() -> list[Path]:
-    return sorted((home() / "ledgers").glob("*.jsonl"))
+    return sorted((home() / "ledgers").glob(f"{_DATED}.jsonl"))
 
 
 def began_at(ledger: str) -> float:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from settle.audit import session, system_calls
-from settle.audit.ledger import read_ledger, read_sessions
+from settle.audit.ledger import overview_of_ledgers, read_ledger, read_sessions
 from settle.base.run import Run
 from tests.audit.conftest import Watched
 
@@ -57,6 +57,16 @@ def test_offline_that_cannot_be_proved_is_refused(can_watch, home, forbidden):
     done = under(number, "runs", "--offline")
     assert done.returncode == 2 and done.stdout == ""
     assert "--offline cannot be proved here" in done.stderr and "leave --offline out" in done.stderr
+
+
+def test_what_people_left_among_the_ledgers_is_no_ledger(home):
+    begun = '{"kind": "opened", "version": 2, "pid": 7, "level": "watched"}\n{"kind": "closed"}\n'
+    (home / "ledgers").mkdir(parents=True, exist_ok=True)
+    for name in ("2026-01-02T03-04-05-train-7-abcd", "odd", "2026-01-02", "copy of 2026-01-02T03-04-05-train-7-abcd"):
+        (home / f"ledgers/{name}.jsonl").write_text(begun)
+    overview = overview_of_ledgers()
+    assert [*overview.ledgers] == ["2026-01-02T03-04-05-train-7-abcd"]
+    assert overview.sentence.startswith("Nothing left this machine in 1 command since 2 Jan")
 
 
 def test_other_systems_are_observed_by_name(home, monkeypatch):
