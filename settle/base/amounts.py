@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 from settle.base.errors import UsageError
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = r"(\d+(?:\.\d+)?)\s*(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:(?:ou)?rs?)?|d(?:ays?)?)"
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 PRECISIONS = {
     **dict.fromkeys(("float32", "fp32", "f32", "float", "single"), "float32"),
@@ -17,11 +18,13 @@ BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib":
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of "90s", "30m", "1h30m" or "2d"; plain numbers are seconds. Raises UsageError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.lower())
-    if not parts or re.sub(r"[\d.smhd\s]", "", text.lower()):
+    """Return the seconds of "90s", "30 min", "1h30m" or "2 days"; a plain number is seconds. Raises UsageError."""
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", text):
+        value = float(text)
+    elif re.fullmatch(rf"(\s*{_DURATION})+\s*", text.lower()):
+        value = sum(float(n) * SECONDS[unit[0]] for n, unit in re.findall(_DURATION, text.lower()))
+    else:
         raise UsageError(f"{text!r} is not a duration", "write for example 90s, 30m, 1h30m or 8h")
-    value = sum(float(n) * SECONDS[unit or "s"] for n, unit in parts)
     if value <= 0:
         raise UsageError(f"{text!r} is not a positive duration", "write for example 30m")
     return value

@@ -2,6 +2,8 @@ import math
 
 import pytest
 
+from settle.base.amounts import seconds
+from settle.base.errors import UsageError
 from settle.base.words.amounts import amount, count, duration, percent
 
 
@@ -44,3 +46,14 @@ def test_amounts_are_said_as_people_say_them(value, unit, text):
 def test_counts_and_percents():
     assert [count(9_999), count(10_000), count(1_234_567), count(3e9)] == ["9,999", "10 k", "1.23 M", "3 B"]
     assert percent(0.005) == "0.5 %" and duration(7.24) == "7.2 s"
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90), ("6min", 360), ("1 hr 20 mins", 4800), ("2 days", 172_800)])
+def test_durations_are_read_as_people_write_them(text, value):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "m", "smh5", "1h30", "-5m", "0m", "5 weeks"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(UsageError, match="duration"):
+        seconds(text)
