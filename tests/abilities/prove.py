@@ -274,7 +274,8 @@ def decides(subject: Subject) -> None:
     tokenizer = subject.text.tokenizer
     labels, prompt = all_labels(tokenizer), DecisionPrompt.of(tokenizer, ChatTemplate(tokenizer.chat_template))
     asked = {"type": "choice", "instructions": "Which?", "criteria": {"sea": None, "wind": "it blows"}}
-    states = [DecisionRow(text[:40], "it", Question.from_json(asked), (1.0, 0.0), text) for text in subject.text.texts]
+    texts = subject.text.texts[:4]
+    states = [DecisionRow(text[:40], "it", Question.from_json(asked), (1.0, 0.0), text) for text in texts]
     keys = DecisionKeys(DECISION_TYPE, prompt.template, {"choice": 1.0}, {"it": asked}, ("text",))
     encoder = DecisionEncoder(tokenizer, prompt, labels)
     gate = DecisionGate(subject.model, Decision(labels=[*labels.values()]), encoder, keys, states)

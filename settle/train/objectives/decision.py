@@ -174,8 +174,7 @@ def label_scale(model: Decoder, labels: Sequence[int]) -> float:
     factor = model.model.norm.factor()  # None of a norm without weights
     table = model.head_operands()[0]
     rows = table.index_select(0, to_device(torch.tensor(labels), table.device)).float()
-    rows = rows if factor is None else rows * factor.float()
-    leads = torch.pdist(rows) * math.sqrt(rows.shape[1])
+    leads = torch.pdist(rows if factor is None else rows * factor.float()) * math.sqrt(rows.shape[1])
     return min(1.0, float(leads.median()) / FULL_LEAD_NATS) if len(leads) and leads.median() > 0 else 1.0
 
 
