@@ -187,8 +187,9 @@ def _show(subject: Subject, seen: Examination, events: Events) -> None:
         events.emit(Say(text=f"{subject.name}: {text}"))
     else:
         events.emit(Say(text=f"{subject.name}: no check could look at it"))
-    for name, why in seen.failed.items():
-        events.emit(Warn(text=f"{name.replace('_', ' ')} could not look: {why}"))
+    for why in dict.fromkeys(seen.failed.values()):
+        names = ", ".join(name.replace("_", " ") for name, reason in seen.failed.items() if reason == why)
+        events.emit(Warn(text=f"{names} could not look: {why}"))
     if seen.left_out:
         names = [name.replace("_", "-") for name in seen.left_out]
         only = " ".join(f"--only {name}" for name in names)

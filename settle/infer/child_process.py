@@ -7,6 +7,7 @@ import errno
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -17,9 +18,10 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from settle.base.errors import EngineError, ResourceError
+from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.base.python_command import NEW_GROUP, script_command
 from settle.formats import Metadata
+from settle.formats.gguf import read_gguf
 from settle.library.facts import Use, bytes_per_token, longest_context
 from settle.machine import memory, num_threads
 
@@ -97,6 +99,18 @@ def load_seconds(num_bytes: int) -> float:
     return LOAD_SECONDS + num_bytes / LOAD_BYTES_PER_SECOND
 
 
+def unknown_architecture(kind: str, path: Path) -> EngineError:
+    """Return the error for a file that llama.cpp does not know: it names the nearest family that settle knows."""
+    from settle.model.families import of_gguf  # loads torch, which answering does not need
+
+    what, file = f"llama.cpp does not know the architecture {kind!r} of {path.name}", read_gguf(path)
+    try:
+        of_gguf(file.metadata, file.tensors)
+    except FormatError as e:
+        return EngineError(f"{what}; settle says: {e.what}", e.fix)
+    return EngineError(what, "install a newer llama-cpp-python")
+
+
 class ChildProcess:
     """A script of this room in a process of its own, which ends when its stdin does.
 
@@ -153,6 +167,8 @@ class ChildProcess:
             if not hung:
                 self._read_to_the_end(ENDING_SECONDS)
             self.close()
+            if unknown := re.search(r"unknown model architecture: '(.*)'", self.tail()):
+                raise unknown_architecture(unknown[1], Path(self._settings["path"]))
             why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
             raise EngineError(f"llama.cpp {why}: {self.name}{self.tail()}", self.fix)
         ready: Json = json.loads(answer[0])

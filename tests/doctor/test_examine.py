@@ -69,6 +69,14 @@ def lost(home):
     return gone
 
 
+def test_checks_that_cannot_look_for_one_reason_are_named_together(home, tmp_path, capsys):
+    path = tmp_path / "zebra.gguf"
+    path.write_bytes(healthy(ModelFile).model.weights.read_bytes().replace(b"llama", b"zebra"))
+    main(["doctor", str(path), "--only", "template", "--only", "end-of-turn"])
+    text = said(capsys)
+    assert text.count("could not look") == 1 and "does not know the architecture 'zebra'" in text
+
+
 def test_a_missing_file_of_a_finished_run_is_a_finding(lost, capsys):
     assert main(["doctor", "lost", "--only", "missing-file"]) == 3
     assert f"{lost.name} is missing" in said(capsys)

@@ -13,7 +13,7 @@ from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer import child_process
-from settle.infer.child_process import LONGEST_UNASKED, ChildProcess
+from settle.infer.child_process import LONGEST_UNASKED, ChildProcess, unknown_architecture
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import generate, logprobs
 from settle.machine import memory
@@ -105,6 +105,19 @@ def test_context_is_not_said(tiny, tmp_path):
 def test_what_llama_cpp_cannot_load_says_why(lacking):
     with pytest.raises(EngineError, match="ffn_up"), Engine(lacking):
         pass
+
+
+def test_a_family_that_neither_knows_is_refused_with_the_nearest(tiny, tmp_path):
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "zebra.gguf", "f32", {})
+    path.write_bytes(path.read_bytes().replace(b"llama", b"zebra"))
+    with pytest.raises(EngineError, match=r"does not know .* 'zebra' of zebra.gguf; .* nearest one is llama,"):
+        Engine(path).__enter__()
+    assert "known are: command-r" in str(unknown_architecture("zebra", path))
+
+
+def test_a_known_family_that_llama_cpp_does_not_know_asks_for_a_newer_one(file):
+    error = unknown_architecture("llama", file)
+    assert "nearest" not in error.what and "newer llama-cpp-python" in error.fix
 
 
 def test_a_reason_that_is_written_late_is_read(tmp_path):
