@@ -188,8 +188,8 @@ def _show(subject: Subject, seen: Examination, events: Events) -> None:
     else:
         events.emit(Say(text=f"{subject.name}: no check could look at it"))
     for why in dict.fromkeys(seen.failed.values()):
-        names = ", ".join(name.replace("_", " ") for name, reason in seen.failed.items() if reason == why)
-        events.emit(Warn(text=f"{names} could not look: {why}"))
+        alike = ", ".join(name.replace("_", " ") for name, reason in seen.failed.items() if reason == why)
+        events.emit(Warn(text=f"{alike} could not look: {why}"))
     if seen.left_out:
         names = [name.replace("_", "-") for name in seen.left_out]
         only = " ".join(f"--only {name}" for name in names)

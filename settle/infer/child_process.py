@@ -168,7 +168,7 @@ class ChildProcess:
                 self._read_to_the_end(ENDING_SECONDS)
             self.close()
             if unknown := re.search(r"unknown model architecture: '(.*)'", self.tail()):
-                raise unknown_architecture(unknown[1], Path(self._settings["path"]))
+                raise unknown_architecture(unknown[1], Path(str(self._settings["path"])))
             why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
             raise EngineError(f"llama.cpp {why}: {self.name}{self.tail()}", self.fix)
         ready: Json = json.loads(answer[0])
