@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 699,
     "files under 40 lines": 116,
-    "non-blank lines": 89_734,
+    "non-blank lines": 89_746,
     "mappings from str to object": 132,
     "isinstance": 598,
     "asserts": 52,

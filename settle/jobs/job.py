@@ -230,9 +230,9 @@ def sweep(run: Run) -> None:
     run.checkpoints.mkdir(exist_ok=True)
 
 
-def interrupt(context: RunContext, saved: str) -> None:
-    """End the session because it was stopped. saved: what of it is kept."""
-    context.events.emit(Say(text=f"{saved}; `settle resume {context.run.name}` continues from there"))
+def interrupt(context: RunContext, saved: str, then: str = "continues from there") -> None:
+    """End the session because it was stopped. saved: what of it is kept; then: what resuming the run does."""
+    context.events.emit(Say(text=f"{saved}; `settle resume {context.run.name}` {then}"))
     context.exit_code = INTERRUPTED
 
 

@@ -33,6 +33,7 @@ from settle.jobs.training_stages import (
     rank_memory_figures,
     restored_data,
     result,
+    warn_of_room,
     warn_of_time,
 )
 from settle.library.pretrained import open_pretrained
@@ -129,6 +130,7 @@ def forecast(c: TrainContext) -> None:
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     c.events.emit(Say(text=gains_words(c.expected.gains), is_detail=not c.settings.dry))
     warn_of_time(c)
+    warn_of_room(c)
     of_ranks = rank_memory_figures(c)
     of_others = _followers_forecast(c)
     if c.settings.dry:

@@ -17,7 +17,7 @@ from settle.base.run.launcher import launched
 from settle.base.run.result import Evaluated, Result
 from settle.base.statistics import Interval
 from settle.base.version import refuse_newer
-from settle.base.words.amounts import number
+from settle.base.words.amounts import disk_size, number
 from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.compare.candidate import Samples
@@ -27,7 +27,7 @@ from settle.jobs.job import RunContext, edited, interrupt, require_same_data, ve
 from settle.jobs.ranks.crew import gather
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
-from settle.machine import accelerator, commanded
+from settle.machine import accelerator, commanded, disk_free
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
 from settle.plan.forecast_figures import Forecast
@@ -39,6 +39,7 @@ from settle.train.checkpoint import newest_state
 from settle.train.evaluation import EvaluationFigures
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
+from settle.train.optimizers import Optimizer
 from settle.train.state import Outcome
 from settle.train.training_plan import PLAN_VERSION, TrainingPlan
 from settle.train.verdict import LoopVerdict, verdict
@@ -281,6 +282,15 @@ def warn_of_time(c: TrainingContext) -> None:
         c.events.emit(Warn(text=warning))
 
 
+def warn_of_room(c: TrainingContext) -> None:
+    """Say so when the disk has no room for two checkpoints: the newest, and the one that takes its place."""
+    state = Optimizer.make(c.plan.optimizer_name, c.plan.optimizer).bytes_per_parameter()
+    needed = 2 * sum(t.nbytes + state * t.numel() for t in c.live.model.trainable().values())
+    if (free := disk_free(c.run.path)) < needed:
+        room = f"{disk_size(free)} are free in {c.run.path}, and checkpoints take up to {disk_size(needed)}"
+        c.events.emit(Warn(text=f"{room}: the run will wait for room; `settle doctor machine` says what takes it"))
+
+
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
     c.live.join(gather(c.live, c.run))
@@ -302,7 +312,10 @@ def train_loop(c: LoopContext) -> None:
     with c.stopping.patiently():
         c.outcome = c.loop.train()
     if c.outcome.interrupted or c.stopping():
-        interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
+        if c.loop.saved_step >= 0:
+            interrupt(c, f"saved at step {c.loop.saved_step:,}")
+        else:
+            interrupt(c, "stopped before the first checkpoint", "begins it again")
 
 
 def _outlook(c: TrainingContext) -> Outlook | None:

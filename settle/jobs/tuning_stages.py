@@ -15,7 +15,7 @@ from settle.evaluate.gate.gate import held_out_texts
 from settle.jobs.job import end_dry
 from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import DistillSettings, TuneSettings
-from settle.jobs.training_stages import TrainingContext, begin, build, rank_memory_figures, warn_of_time
+from settle.jobs.training_stages import TrainingContext, begin, build, rank_memory_figures, warn_of_room, warn_of_time
 from settle.library.catalogue import sampling_keys, transformers_name
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
@@ -159,6 +159,7 @@ def _look_ahead(c: TuningContext) -> None:
         text = f"the comparison at the end takes about {duration(comparing)}; --no-compare leaves it out"
         c.events.emit(Say(text=text))
     warn_of_time(c)
+    warn_of_room(c)
     _warn_of_memory(c, expected.peak_memory.value)
 
 

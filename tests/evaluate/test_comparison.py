@@ -132,14 +132,14 @@ def test_notes_say_what_a_reader_should_know() -> None:
         "2 other runs were judged on the same rows: the best of several is partly luck, so judge the one that you keep "
         "on fresh rows, with `settle eval --rows`",
         "forgot some: on 1536 tokens written by base itself, the loss rose by +0.200 nats per token, KL 0.150",
-        "1 answers of base and 2 of tuned were stopped for their length",
+        "answers stopped for their length: 1 of base, 2 of tuned",
         "3 rows were too long to ask, and left out",
     ]
     plain = Comparison("base", "tuned", "exact match", True, replace(CLEAR, families=50))
     assert plain.notes() == []
     assert replace(plain, unasked=1, judged_before=1).notes()[1] == "1 row was too long to ask, and left out"
     assert replace(plain, judged_before=1).notes()[0].startswith("1 other run was judged")
-    assert replace(plain, cut=(0, 1)).notes() == ["0 answers of base and 1 of tuned were stopped for their length"]
+    assert replace(plain, cut=(0, 1)).notes() == ["answers stopped for their length: 0 of base, 1 of tuned"]
     for families, says in ((5, "5 independent rows are too few for any verdict: give 6"), (6, "the 50 rows are 6 fam")):
         assert replace(plain, score=replace(CLEAR, families=families)).notes()[0].startswith(says)
 

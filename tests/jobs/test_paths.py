@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from settle import api
 from settle.base.errors import RunError, UsageError
 from settle.base.files import write_json
 from settle.base.run import Run
-from settle.jobs import distill, index, proof_stages, run_reports, tuning_stages
+from settle.jobs import distill, index, proof_stages, run_reports, training_stages, tuning_stages
 from settle.jobs import tune_encoder as encoder
 from settle.jobs.distill import DistillContext
 from settle.jobs.settings import DistillSettings, IndexSettings
@@ -119,6 +120,26 @@ def test_a_dry_forecast_begins_nothing(home: Path, tmp_path: Path, monkeypatch: 
     assert done[1:] == ["counted"] and json.loads((tmp_path / "forecast.json").read_text()) == {"loss": 1}
     forecast({}, dry=False)
     assert done[2:] == ["counted", {"loss": 1}], "that of the earlier session is shown again"
+
+
+@pytest.mark.parametrize(
+    ("free", "says"),
+    [(23_900_000, ["23.9 MB are free in FOLDER, and checkpoints take up to 24.0 MB"]), (24_000_000, [])],
+)
+def test_a_disk_without_room_for_two_checkpoints_is_said_before_the_first_step(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, says: list[str]
+) -> None:
+    """A million numbers, each with its two moments, twice."""
+    said: list[str] = []
+    monkeypatch.setattr(training_stages, "disk_free", lambda folder: free)
+    c = context(training_stages.TrainingContext, None, folder=Run(tmp_path))
+    c.plan = SimpleNamespace(optimizer_name="adamw", optimizer={})
+    c.live = SimpleNamespace(model=SimpleNamespace(trainable=lambda: {"weight": torch.zeros(1_000_000)}))
+    c.events = SimpleNamespace(
+        emit=lambda event: said.append(event.text.split(":")[0].replace(str(tmp_path), "FOLDER"))
+    )
+    training_stages.warn_of_room(c)
+    assert said == says
 
 
 def test_a_rounding_that_is_refused_is_tried_more_exactly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,9 +181,7 @@ class Comparison:
                 f"{self.forgot.loss.difference.value:+.3f} nats per token, KL {self.forgot.kl.difference.value:.3f}"
             )
         if any(self.cut):
-            out.append(
-                f"{self.cut[0]} answers of {self.base} and {self.cut[1]} of {self.tuned} were stopped for their length"
-            )
+            out.append(f"answers stopped for their length: {self.cut[0]} of {self.base}, {self.cut[1]} of {self.tuned}")
         if self.unasked:
             rows = "1 row was" if self.unasked == 1 else f"{self.unasked} rows were"
             out.append(f"{rows} too long to ask, and left out")
