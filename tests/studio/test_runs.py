@@ -353,7 +353,7 @@ def test_two_studios_of_one_home(context, studio):
 def test_a_real_run_is_watched_stopped_and_resumed_to_its_end(page, studio):
     docs = Path(__file__).parents[2] / "docs"
     command = [sys.executable, "-m", "settle", "train", str(docs), "--name", "real", "--size", "60k", "--threads", "1",
-               "--steps", "1200", "--sample", "The run"]  # fmt: skip
+               "--steps", "450", "--sample", "The run"]  # fmt: skip
     own = os.environ | {"SETTLE_HOME": str(studio.home)}
     process = subprocess.Popen(command, env=own, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     page.set_default_timeout(4 * SECONDS * 1000)

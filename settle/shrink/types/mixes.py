@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
-from settle.base.python_command import module_command
+from settle.base.python_command import script_command
 from settle.formats import Weights
 from settle.formats.gguf.header import read_header
 from settle.formats.gguf.layout import Entry, layout
@@ -133,7 +133,7 @@ def _quantized(source: Path, targets: Mapping[str, int], has_importance: bool) -
     targets: path → number of the mix.
     """
     job = json.dumps({"source": str(source), "targets": targets, "has_importance": has_importance})
-    command = module_command("settle.shrink.types.mix_child")
+    command = script_command(Path(__file__).with_name("mix_child.py"))
     try:
         done = subprocess.run(
             command, input=job, capture_output=True, encoding="utf-8", timeout=_QUANTIZER_SECONDS, check=False

@@ -5,6 +5,7 @@ What can be chosen is read from parts, which import torch: 200 MB. So a process 
     python -m settle.studio.forms.settings COMMAND
 """
 
+import asyncio
 import sys
 import types
 import typing
@@ -44,15 +45,15 @@ class Setting(BaseModel):
 
 
 SETTINGS = TypeAdapter(list[Setting])
-_known: dict[str, list[Setting]] = {}
+_read: dict[str, asyncio.Future[object]] = {}
 
 
 async def settings_of(command: type[Part]) -> list[Setting]:
-    """Those of a command, read once. Raises RunError."""
+    """Those of a command, read once, also for pages that ask meanwhile. Raises RunError."""
     name = command.part_name()
-    if name not in _known:
-        _known[name] = SETTINGS.validate_python(await read_module(__name__, name, seconds=SECONDS))
-    return _known[name]
+    if name not in _read or (_read[name].done() and _read[name].exception()):
+        _read[name] = asyncio.ensure_future(read_module(__name__, name, seconds=SECONDS))
+    return SETTINGS.validate_python(await asyncio.shield(_read[name]))  # who leaves a page ends only its own waiting
 
 
 def describe(command: type[Part]) -> list[Setting]:
@@ -71,10 +72,8 @@ def _choice(key: str, info: FieldInfo, family: Family) -> Setting:
         name: [_setting(f"{key}.{setting}", inner) for setting, inner in each.model_fields.items()]
         for name, each in family.parts().items()
     }
-    help = str(info.description or "")
-    return Setting(
-        key=key, kind="choice", options=[("", usual), *names], help=help, part=family.default or "", parts=parts
-    )
+    made = partial(Setting, key=key, help=str(info.description or ""))
+    return made(kind="choice", options=[("", usual), *names], part=family.default or "", parts=parts)
 
 
 def _setting(key: str, info: FieldInfo, is_model: bool = False) -> Setting:
