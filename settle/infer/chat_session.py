@@ -138,19 +138,28 @@ class ChatSession:
                     raise
                 self._events.emit(Warn(text=str(e)))
 
-    def answer(self, text: str) -> Generator[str, None, None]:
-        """Pieces of the answer, emitted as they come; the answer is remembered, cut off or not."""
+    def answer(self, text: str, begun: str = "") -> Generator[str, None, bool]:
+        """Pieces of the answer, emitted as they come; the answer is remembered, cut off or not.
+
+        begun: the beginning of an answer that was cut off, which is continued. Returns whether the answer is as long as
+        it may be, and not ended by the model. Raises UsageError when there is no room for it.
+        """
         self._messages.append({"role": "user", "content": text})
-        prompt = self._prompt(text)
-        sampling, answer = self._sampling, ""
+        prompt = self._prompt(text) + (self._engine.tokenize(begun) if begun else [])
+        sampling, answer = self._sampling, begun
         room = min(sampling.max_tokens, self._engine.context - len(prompt))
+        if room < 1:
+            raise UsageError(f"the context of {self._engine.context:,} tokens is full", "begin a new conversation")
         drawn = sampling.settings(self._engine.metadata)
         pieces = self._engine.complete(prompt, room, seed=sampling.seed, sampling=drawn)
         try:
-            for piece in pieces:
+            while True:
+                piece = next(pieces)
                 answer += piece
                 self._events.emit(AnswerText(text=piece))
                 yield piece
+        except StopIteration as end:
+            return bool(end.value.get("stop_type") == "limit")
         finally:
             pieces.close()
             self._messages.append({"role": "assistant", "content": answer})

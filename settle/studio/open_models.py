@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from settle.base.errors import SettleError, UsageError
@@ -82,6 +82,14 @@ def chat_models() -> tuple[list[str], list[str]]:
         if ref.kind in ("model", "adapter") and (is_chat := _takes_turns(ref)) is not None:
             names[is_chat].append(ref.id)
     return names[True], names[False]
+
+
+def recommended(name: str) -> Mapping[str, float]:
+    """Return how answers of a model are drawn best, under llama.cpp's names; nothing where that is not known."""
+    try:
+        return read_facts(resolve(name).weights).sampling.settings
+    except (SettleError, OSError):
+        return {}
 
 
 def _takes_turns(ref: ModelRef) -> bool | None:

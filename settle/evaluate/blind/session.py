@@ -24,7 +24,7 @@ from settle.library.resolve import resolve_gguf
 from settle.library.store import stamp_of
 from settle.machine import num_threads
 
-Writer = Callable[[], Generator[str, None, None]]  # begins an answer: its pieces as they come
+Writer = Callable[[], Generator[str, None, object]]  # begins an answer: its pieces as they come
 
 
 class Answers:

@@ -1,0 +1,57 @@
+// A message, and what can be done with it. Its text comes as a tree of few known elements: no HTML is read anywhere.
+import { h } from "vue";
+
+const Nodes = (props) => props.nodes.map(made);
+Nodes.props = ["nodes"];
+function made(node) {
+  if (typeof node === "string") return node;
+  const [tag, attributes, inner] = node;
+  if (tag === "listing") return h("div", { class: "listing" }, [
+    h("div", { class: "head" }, [h("span", attributes.language), h(Copy, { text: inner[0], what: "Copy code" })]),
+    h("pre", { tabindex: 0 }, h("code", inner.map(made)))]); // a copy: Vue writes into the list that it is given
+  if (tag === "table") return h("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Table" }, h(tag, inner.map(made)));
+  return h(tag, attributes, inner.map(made));
+}
+const Copy = {
+  props: { text: String, what: String },
+  data() { return { now: this.what }; },
+  template: `<button type="button" @click="copy">{{ now }}</button>`,
+  methods: {
+    async copy() {
+      this.now = await navigator.clipboard.writeText(this.text).then(() => "Copied", () => "The browser does not allow it");
+      setTimeout(() => (this.now = this.what), 2000);
+    },
+  },
+};
+export default {
+  components: { Nodes, Copy },
+  emits: ["act", "edit"],
+  // acts: [name, label]; edits: the label of a change, and what saving it is called; version: [which, of how many]
+  props: { head: String, text: String, nodes: Array, mine: Boolean, acts: Array, edits: Array, version: Array },
+  data() { return { draft: null }; },
+  template: `
+    <div class="said" :class="{ mine }">
+      <h3>{{ head }}</h3>
+      <form v-if="draft !== null" @submit.prevent="save" @keydown.esc="draft = null">
+        <textarea ref="draft" class="pick" rows="4" :aria-label="edits[0]" v-model="draft" @keydown.ctrl.enter="save"></textarea>
+        <div class="acts"><button type="submit">{{ edits[1] }}</button><button type="button" @click="draft = null">Cancel</button></div>
+      </form>
+      <template v-else>
+        <div class="message" :class="{ mine }"><Nodes :nodes="nodes" /></div>
+        <div class="acts" v-if="acts.length">
+          <span v-if="version.length"><button type="button" aria-label="Version before" @click="$emit('act', 'back')">‹</button>
+            {{ version[0] }} of {{ version[1] }} <button type="button" aria-label="Next version" @click="$emit('act', 'next')">›</button></span>
+          <Copy v-if="!mine" :text="text" what="Copy" />
+          <button v-for="[name, label] in acts" type="button" :class="name" @click="act(name)">{{ label }}</button>
+        </div>
+      </template>
+    </div>`,
+  methods: {
+    act(name) {
+      if (name !== "edit") return this.$emit("act", name);
+      this.draft = this.text;
+      this.$nextTick(() => this.$refs.draft.focus());
+    },
+    save() { this.$emit("edit", this.draft); this.draft = null; },
+  },
+};
