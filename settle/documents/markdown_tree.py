@@ -185,7 +185,7 @@ def _is_web_address(address: str) -> bool:
 
 def _markdown() -> MarkdownIt:
     markdown = MarkdownIt("js-default", {"html": False, "maxNesting": DEEPEST})
-    markdown.validateLink = _is_web_address  # type: ignore[method-assign]
+    markdown.validateLink = _is_web_address  # type: ignore[method-assign, assignment]
     markdown.inline.ruler.before("escape", "formula", _inline_formula)
     markdown.block.ruler.before("fence", "formula", _block_formula, {"alt": ["paragraph", "list", "blockquote"]})
     return markdown

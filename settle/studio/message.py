@@ -17,8 +17,9 @@ class MessageView(Element, component="message.js"):
         self.props.update({"head": visible_line(head), "mine": mine, "acts": [], "edits": [], "version": []})
         self.text: str | None = None
         self.show(text)
-        self.on("act", reported(lambda event: on_act(str(event.args), "")))
-        self.on("edit", reported(lambda event: on_act("edit", str(event.args))))
+        acted = reported(on_act)  # the framework passes no event to a function of *args
+        self.on("act", lambda event: acted(str(event.args), ""))
+        self.on("edit", lambda event: acted("edit", str(event.args)))
 
     def show(self, text: str, if_empty: str = "") -> None:
         """Replace its text; nothing is sent where it is the same."""

@@ -132,7 +132,7 @@ class History:
         self._talk, self._asked = talk, ""
         with ui.element("nav").classes("history").props(f'id="{LIST}" popover="auto" aria-label="Chats"'):
             button("New chat", self._begin)
-            Field("Search chats").on("typed", reported(self._search), throttle=0.3, leading_events=False)
+            Field("Search chats").on("typed", self._search, throttle=0.3, leading_events=False)
             self._list = Slot(is_read=False)
 
     async def show(self) -> None:
