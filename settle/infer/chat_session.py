@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
-from settle.base.files import write_json
+from settle.base.files import JsonObject, write_json
 from settle.formats import Metadata
 from settle.infer.engine import Engine, draft_for
 from settle.library.catalogue import recommended_sampling
@@ -33,6 +33,11 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+
+    @classmethod
+    def of(cls, settings: JsonObject) -> "Sampling":
+        """Take those of `settle chat` that say how an answer is drawn."""
+        return cls(**{each.name: settings[each.name] for each in fields(cls)})
 
     def settings(self, metadata: Metadata) -> dict[str, float]:
         """Under llama.cpp's names, for the model of a GGUF file."""

@@ -8,16 +8,17 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from settle.base.errors import ResourceError, UsageError, cannot_write
+from settle.base.errors import ResourceError, SettleError, UsageError, cannot_write
 from settle.base.files import append_lines, home, write_atomic
+from settle.infer.chat_session import ChatSession
 
 LOCK_SECONDS = 10.0
 SAVE_SECONDS = 2.0  # between two copies on the disk of an answer that is being written
@@ -30,7 +31,7 @@ class Message(BaseModel):
     """One message of a conversation.
 
     after: the index of the message that it follows. by: the model that wrote it, or USER. is_cut: the model did not end
-    it itself. cited: of an answer from documents, the record of `settle ask`.
+    it itself.
     """
 
     role: Literal["user", "assistant"]
@@ -38,15 +39,30 @@ class Message(BaseModel):
     after: int | None = None
     by: str = ""
     is_cut: bool = False
-    cited: dict[str, Any] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _encodable(cls, text: str) -> str:
+        """Replace halves of characters, which a browser may send."""
+        return text.encode("utf-8", "replace").decode()
+
+
+@dataclass
+class Exchange:
+    """A question that follows the message `after`, and its answer: their indices, None for what is not kept yet."""
+
+    text: str
+    after: int | None
+    question: int | None = None
+    answer: int | None = None
 
 
 class Conversation(BaseModel):
     """All versions of its messages, in the order in which they were written.
 
-    last: the index of the last message that is shown. model: the name of the one that answered last. files: documents
-    that it is answered from, indexed as `collection`. Every change is written at once, on top of what another tab has
-    written meanwhile; it raises ResourceError, and UsageError where the conversation was deleted.
+    last: the index of the last message that is shown. model: the name of the one that answered last. Every change is
+    written at once, on top of what another tab has written meanwhile; it raises ResourceError, and UsageError where the
+    conversation was deleted.
     """
 
     id: str = Field(default_factory=lambda: secrets.token_hex(6))
@@ -54,7 +70,6 @@ class Conversation(BaseModel):
     model: str = ""
     messages: list[Message] = []
     last: int | None = None
-    files: list[str] = []
     _is_new: bool = PrivateAttr(True)
 
     @classmethod
@@ -63,27 +78,32 @@ class Conversation(BaseModel):
         try:
             if ID.fullmatch(id):
                 found = cls.model_validate_json(_path(id).read_bytes())
-                found._is_new = False
+                found.id, found._is_new = id, False
                 return found
         except (OSError, ValidationError):
             pass
         raise UsageError("this conversation was deleted, or is damaged", "begin a new chat, or choose another one")
 
+    @model_validator(mode="after")
+    def _require_order(self) -> "Conversation":
+        """Refuse what another program has written wrongly: each message follows one of the other role before it."""
+        for index, message in enumerate(self.messages):
+            after = message.after
+            is_ordered = message.role == "user" if after is None else 0 <= after < index
+            if not is_ordered or (after is not None and self.messages[after].role == message.role):
+                raise ValueError(f"message {index} follows none that it may follow")
+        if self.last is not None and not 0 <= self.last < len(self.messages):
+            raise ValueError("the last message is not there")
+        return self
+
     @property
-    def collection(self) -> str:
-        return f"chat-{self.id}"
-
-    def path(self, last: int | None) -> list[int]:
-        """Return the indices of the messages up to `last`, the first one first."""
-        indices = list[int]()
-        while last is not None:
-            indices.insert(0, last)
-            last = self.messages[last].after
-        return indices
-
-    def turns(self, last: int | None) -> list[dict[str, str]]:
-        """Return the messages up to `last`, as a model reads them."""
-        return [{"role": self.messages[n].role, "content": self.messages[n].content} for n in self.path(last)]
+    def exchanges(self) -> list[Exchange]:
+        """The questions and answers up to `last`."""
+        indices = self._path_to(self.last)
+        return [
+            Exchange(self.messages[question].content, self.messages[question].after, question, answer)
+            for question, answer in zip(indices[::2], indices[1::2], strict=False)
+        ]
 
     def versions(self, index: int) -> list[int]:
         """Return the indices of all messages that follow the same one."""
@@ -96,73 +116,80 @@ class Conversation(BaseModel):
             while following := [n for n, message in enumerate(self.messages) if message.after == self.last]:
                 self.last = following[-1]
 
-    def add(self, *messages: Message) -> int:
-        """Add messages, of which each follows the one before it, and return the index of the last one."""
-        with self._latest():
-            for number, message in enumerate(messages):
-                message.after = self.last if number else message.after
-                self.messages.append(message)
-                self.last = len(self.messages) - 1
-            self.title = self.title or _title(messages[0].content)
-        assert self.last is not None
-        return self.last
+    def reply(
+        self, said: Exchange, by: str, begin: Callable[[list[dict[str, str]]], ChatSession]
+    ) -> Generator[str, None, None]:
+        """Yield the pieces of an answer, which is kept with its question as it grows, however it ends.
 
-    def add_file(self, path: str) -> None:
-        """Add a document; a conversation without a message is called like it."""
-        with self._latest():
-            self.files.append(path)
-            self.title = self.title or _title(Path(path).name)
-
-    def record(self, pieces: Generator[str, None, None], *new: Message) -> Generator[str, None, None]:
-        """Yield the pieces of an answer, which is kept as it grows, however it ends.
-
-        new: messages that are added with the first piece: a question, and the answer. Without them the last message is
-        continued. An answer that fails before its first piece leaves nothing.
+        said: what is answered, and the answer that is continued, if it has one; it gets the indices under which both
+        are kept. by: the name of the model. begin: makes its session, from what was said before. An answer that fails
+        before its first piece leaves nothing.
         """
-        index, due, has_ended = self.last if not new else None, 0.0, False
-        assert new or index is not None
-        answer = new[-1] if new else self.messages[index or 0]
-
-        def keep() -> int:
-            if index is None:
-                return self.add(*new)
-            with self._latest():
-                self.messages[index] = answer
-            return index
-
-        with contextlib.closing(pieces):
+        answer = Message(role="assistant", content="", by=by, is_cut=True)
+        if said.answer is not None:
+            answer = self.messages[said.answer].model_copy()
+            yield answer.content
+        self.model, due, has_ended = by, 0.0, False
+        with contextlib.closing(begin(self._turns(said.after)).answer(said.text, answer.content)) as pieces:
             try:
-                for piece in pieces:
+                while True:
+                    piece = next(pieces)
                     answer.content += piece
                     if time.monotonic() >= due:
                         with contextlib.suppress(ResourceError):  # the disk may have room again at the end
-                            index = keep()
+                            self._keep(said, answer)
                         due = time.monotonic() + SAVE_SECONDS
                     yield piece
-                has_ended = True
+            except StopIteration as end:
+                answer.is_cut, has_ended = end.value, True
             finally:
                 if has_ended or answer.content:
-                    keep()
+                    self._keep(said, answer)
 
     def correct(self, index: int, text: str, system: str | None = None) -> Path:
         """Add what an answer should have been as another version of it, and as a row; return the file of rows."""
-        old = self.messages[index]
-        ends = [[{"role": "assistant", "content": content}] for content in (text, old.content)]
-        before = [*([{"role": "system", "content": system}] if system else []), *self.turns(old.after)]
-        self.add(Message(role="assistant", content=text, after=old.after, by=USER))
-        file = _folder() / "corrections.jsonl"
-        row = {"prompt": before, "chosen": ends[0], "rejected": ends[1], "model": old.by, "time": time.time()}
-        with FileLock(_folder() / ".lock", LOCK_SECONDS):
+        old, file = self.messages[index], _folder() / "corrections.jsonl"
+        before = [*([{"role": "system", "content": system}] if system else []), *self._turns(old.after)]
+        chosen, rejected = ([{"role": "assistant", "content": content}] for content in (text, old.content))
+        with self._latest():
+            self._append(Message(role="assistant", content=text, after=old.after, by=USER))
+            row = {"prompt": before, "chosen": chosen, "rejected": rejected, "model": old.by, "time": time.time()}
             append_lines(file, [row], sync=True)
             file.chmod(0o600)
         return file
 
     def delete(self) -> None:
-        """Delete it, and its documents where they were dropped on the page."""
-        for file in map(Path, self.files):
-            if file.parent == home() / "uploads":
-                file.unlink(missing_ok=True)
+        """Delete it; what is written for it afterwards is refused."""
         _path(self.id).unlink(missing_ok=True)
+
+    def _keep(self, said: Exchange, answer: Message) -> None:
+        question, index = said.question, said.answer
+        with self._latest():
+            if question is None:
+                question = self._append(Message(role="user", content=said.text, after=said.after))
+            answer.after = question
+            if index is None:
+                index = self._append(answer)
+            self.messages[index], self.last = answer.model_copy(), index
+            self.title = self.title or " ".join(said.text.split())[:LONGEST_TITLE]
+        said.question, said.answer = question, index
+
+    def _append(self, message: Message) -> int:
+        self.messages.append(message)
+        self.last = len(self.messages) - 1
+        return self.last
+
+    def _path_to(self, last: int | None) -> list[int]:
+        """Return the indices of the messages up to `last`, the first one first."""
+        indices = list[int]()
+        while last is not None:
+            indices.append(last)
+            last = self.messages[last].after
+        return indices[::-1]
+
+    def _turns(self, last: int | None) -> list[dict[str, str]]:
+        """Return the messages up to `last`, as a model reads them."""
+        return [{"role": self.messages[n].role, "content": self.messages[n].content} for n in self._path_to(last)]
 
     @contextlib.contextmanager
     def _latest(self) -> Iterator[None]:
@@ -173,14 +200,14 @@ class Conversation(BaseModel):
             with FileLock(path.parent / ".lock", LOCK_SECONDS):
                 if not self._is_new:
                     latest = self.read(self.id)
-                    self.messages, self.title, self.files = latest.messages, latest.title, latest.files
+                    self.messages, self.title = latest.messages, latest.title
                 yield
                 write_atomic(path, self.model_dump_json(indent=1))
                 path.chmod(0o600)
                 self._is_new = False
-        except OSError as e:  # a lock that is held for too long, too
+        except (OSError, SettleError) as e:  # a lock that is held for too long, too
             self.messages, self.last = before, last
-            raise cannot_write(path, e) from None
+            raise (cannot_write(path, e) if isinstance(e, OSError) else e) from None
 
 
 @dataclass(frozen=True)
@@ -193,7 +220,7 @@ class Heading:
 
 
 def conversations(words: str = "") -> Sequence[Heading]:
-    """Return those that hold all of these words, the one that was changed last first."""
+    """Return those that hold all of these words, the one that was changed last first; damaged files are left out."""
     wanted, found = words.lower().split(), list[Heading]()
     for path in _folder().glob("*.json"):
         with contextlib.suppress(UsageError, OSError):
@@ -202,10 +229,6 @@ def conversations(words: str = "") -> Sequence[Heading]:
             if all(word in texts for word in wanted):
                 found.append(Heading(one.id, one.title, path.stat().st_mtime))
     return sorted(found, key=lambda heading: -heading.time)
-
-
-def _title(text: str) -> str:
-    return " ".join(text.split())[:LONGEST_TITLE]
 
 
 def _folder() -> Path:

@@ -92,6 +92,11 @@ class Engine(ChildModel[Child], LlamaClient):
         return [{"id": 0, "scale": self.adapter_scale}] if self.adapter else []
 
 
+def engine_of(model: ModelRef) -> Engine:
+    """Prepare the engine of a model that was found by its name, with its adapter."""
+    return Engine(model.weights, adapter=model.adapter)
+
+
 def draft_for(model: ModelRef, name: str, events: Events) -> Draft:
     """Return the draft that the user names for a model.
 

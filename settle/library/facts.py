@@ -2,12 +2,12 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
+from settle.base.errors import FormatError, RunError, SettleError, UsageError, malformed_is_format_error
 from settle.base.files import read_json
 from settle.base.run import Run
 from settle.data.tokenizer.vocabulary import CONTROL, ENDS, UNKNOWN
@@ -19,7 +19,7 @@ from settle.formats.gguf.metadata import TOKENS, largest, text, texts, whole
 from settle.formats.lora_gguf import read_lora
 from settle.library.catalogue import Recommended, recommended_sampling
 from settle.library.reference import ModelRef
-from settle.library.resolve import all_refs
+from settle.library.resolve import all_refs, resolve
 from settle.library.store import stamp_of
 
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -122,6 +122,23 @@ def answering_models(fewest: int | None = None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def chat_models() -> tuple[list[str], list[str]]:
+    """Return the models that take turns, and those that only complete a text; embedders and deciders are neither."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for ref in all_refs():
+        if ref.kind in ("model", "adapter") and (is_chat := _talks(ref)) is not None:
+            names[is_chat].append(ref.id)
+    return names[True], names[False]
+
+
+def sampling_of(name: str) -> Mapping[str, float]:
+    """Return how a model's answers are drawn best, under llama.cpp's names; nothing where that is not known."""
+    try:
+        return read_facts(resolve(name).weights).sampling.settings
+    except (SettleError, OSError):
+        return {}
+
+
 def longest_context(name: str, metadata: Metadata) -> int:
     """Tokens that the model was trained for. Raises FormatError when the file does not say."""
     longest = largest(metadata, "context_length")
@@ -201,6 +218,20 @@ def _chats(ref: ModelRef, fewest: int) -> bool:
     except (UsageError, FormatError, OSError):
         return False
     return bool(own) or takes_turns(metadata)
+
+
+def _talks(ref: ModelRef) -> bool | None:
+    """Whether a model takes turns; None where it writes nothing, or cannot be read."""
+    if ref.source.kind == "safetensors":
+        return True  # what it is shows once it is converted
+    try:
+        facts = read_facts(ref.weights)
+        own = adapter_template(ref.adapter) if ref.adapter else None
+    except (SettleError, OSError):
+        return None
+    if facts.use != "generate" or facts.decision:
+        return None
+    return bool(own) or (bool(facts.template) and not facts.completes)
 
 
 def _is_specialist(ref: ModelRef) -> bool:

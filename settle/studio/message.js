@@ -25,33 +25,34 @@ const Copy = {
 };
 export default {
   components: { Nodes, Copy },
-  emits: ["act", "edit"],
-  // acts: [name, label]; edits: the label of a change, and what saving it is called; version: [which, of how many]
-  props: { head: String, text: String, nodes: Array, mine: Boolean, acts: Array, edits: Array, version: Array },
+  emits: ["act"],
+  // acts: [name, label]; edit: [name, label, label of the text, label of its end]; versions: indices, of which `at` is one
+  props: { head: String, text: String, nodes: Array, mine: Boolean, acts: Array, edit: Array, versions: Array, at: Number },
   data() { return { draft: null }; },
   template: `
     <div class="said" :class="{ mine }">
       <h3>{{ head }}</h3>
       <form v-if="draft !== null" @submit.prevent="save" @keydown.esc="draft = null">
-        <textarea ref="draft" class="pick" rows="4" :aria-label="edits[0]" v-model="draft" @keydown.ctrl.enter="save"></textarea>
-        <div class="acts"><button type="submit">{{ edits[1] }}</button><button type="button" @click="draft = null">Cancel</button></div>
+        <textarea ref="draft" class="pick" rows="4" :aria-label="edit[2]" v-model="draft" @keydown.ctrl.enter="save"></textarea>
+        <div class="acts"><button type="submit">{{ edit[3] }}</button><button type="button" @click="draft = null">Cancel</button></div>
       </form>
       <template v-else>
         <div class="message" :class="{ mine }"><Nodes :nodes="nodes" /></div>
-        <div class="acts" v-if="acts.length">
-          <span v-if="version.length"><button type="button" aria-label="Version before" @click="$emit('act', 'back')">‹</button>
-            {{ version[0] }} of {{ version[1] }} <button type="button" aria-label="Next version" @click="$emit('act', 'next')">›</button></span>
+        <div class="acts" v-if="edit.length">
+          <span v-if="versions.length > 1"><button type="button" aria-label="Version before" @click="turn(-1)">‹</button>
+            {{ versions.indexOf(at) + 1 }} of {{ versions.length }} <button type="button" aria-label="Next version" @click="turn(1)">›</button></span>
           <Copy v-if="!mine" :text="text" what="Copy" />
-          <button v-for="[name, label] in acts" type="button" :class="name" @click="act(name)">{{ label }}</button>
+          <button v-for="[name, label] in acts" type="button" :class="name" @click="$emit('act', [name, ''])">{{ label }}</button>
+          <button type="button" @click="begin">{{ edit[1] }}</button>
         </div>
       </template>
     </div>`,
   methods: {
-    act(name) {
-      if (name !== "edit") return this.$emit("act", name);
+    turn(by) { this.$emit("act", ["show", this.versions.at((this.versions.indexOf(this.at) + by) % this.versions.length)]); },
+    begin() {
       this.draft = this.text;
       this.$nextTick(() => this.$refs.draft.focus());
     },
-    save() { this.$emit("edit", this.draft); this.draft = null; },
+    save() { this.$emit("act", [this.edit[0], this.draft]); this.draft = null; },
   },
 };

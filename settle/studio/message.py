@@ -10,16 +10,15 @@ from settle.studio.visit import reported
 
 
 class MessageView(Element, component="message.js"):
-    """One message. mine: the user's own, which is shown as it is; on_act: called with "edit" and a text, or an act."""
+    """One message. mine: the user's own, which is shown as it is; on_act: called with the name of an act, and a text."""
 
     def __init__(self, head: str, text: str, mine: bool, on_act: Callable[[str, str], Awaitable[None]]) -> None:
         super().__init__()
-        self.props.update({"head": visible_line(head), "mine": mine, "acts": [], "edits": [], "version": []})
+        self.props.update({"head": visible_line(head), "mine": mine, "acts": [], "edit": [], "versions": [], "at": 0})
         self.text: str | None = None
         self.show(text)
         acted = reported(on_act)  # the framework passes no event to a function of *args
-        self.on("act", lambda event: acted(str(event.args), ""))
-        self.on("edit", lambda event: acted("edit", str(event.args)))
+        self.on("act", lambda event: acted(*map(str, event.args)))
 
     def show(self, text: str, if_empty: str = "") -> None:
         """Replace its text; nothing is sent where it is the same."""
@@ -29,8 +28,10 @@ class MessageView(Element, component="message.js"):
             self.props["nodes"] = nodes if text else [["p", {}, [if_empty]]]
 
     def offer(
-        self, text: str, acts: Mapping[str, str], edits: tuple[str, str], at: int, versions: Sequence[int]
+        self, text: str, acts: Mapping[str, str], edit: tuple[str, ...], at: int, versions: Sequence[int]
     ) -> None:
-        """Offer acts, by names, with their labels. text: to copy or edit; at: this one of the versions."""
-        version = [versions.index(at) + 1, len(versions)] if len(versions) > 1 else []
-        self.props.update({"text": text, "acts": [*acts.items()], "edits": edits, "version": version})
+        """Offer acts, by name, with their labels, and "show", with the index of another version.
+
+        text: to copy or edit. edit: the name and label of the act that changes it, and labels of its text and its end.
+        """
+        self.props.update({"text": text, "acts": [*acts.items()], "edit": edit, "at": at, "versions": versions})

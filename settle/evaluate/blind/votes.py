@@ -194,6 +194,13 @@ def preferences(ballots: Ballots) -> list[Preference]:
     return [_preference(votes, latest) for votes in together.values()]
 
 
+def count_sentence(models: tuple[str, str]) -> str:
+    """Say how many votes there are, and not for whom: that would say who wrote what."""
+    votes = sum(one.votes for one in preferences(Ballots.read()) if set(one.models) == set(models))
+    missing = f"; an interval needs {FEWEST - votes} more" if votes < FEWEST else ""
+    return f"Votes on these two models so far: {votes}{missing}."
+
+
 def _preference(votes: Sequence[tuple[AnswerPair, Vote]], latest: dict[str, AnswerPair]) -> Preference:
     last, models = votes[-1][0], sorted(set(votes[0][0].models))
     shown = [_dated(name, last, latest[name]) for name in models]

@@ -11,11 +11,12 @@ from pydantic import Field as Limit
 from settle.base.python_command import shell_line
 from settle.base.visible import visible_line
 from settle.infer.next_token import Sampler
-from settle.infer.token_reader import ReadingPair, TextReading
+from settle.infer.token_reader import ReadingPair, TextReading, TokenReader
 from settle.infer.token_session import beside, branch, summary
+from settle.library.resolve import resolve
 from settle.studio.field import Field
 from settle.studio.layout import button, card, words
-from settle.studio.open_models import OPEN_MODELS, model_names, token_reader
+from settle.studio.open_models import OPEN_MODELS, model_names
 from settle.studio.pages import Page
 from settle.studio.visit import Visit, in_thread, reported
 
@@ -107,7 +108,7 @@ class Reading:
         is_question = bool(self._is_question.value)
 
         def read() -> tuple[TextReading, ReadingPair | None]:
-            with OPEN_MODELS.use(token_reader, name, *([other] if other and other != name else [])) as readers:
+            with OPEN_MODELS.use(TokenReader, *map(resolve, [name, *([other] if other not in ("", name) else [])])) as readers:
                 ids = readers[0].question(text) if is_question else readers[0].encode(text)
                 reading = readers[0].read(ids)
                 return reading, beside(reading, readers[-1], text) if other else None
@@ -150,7 +151,7 @@ class Reading:
         token = int(distribution.ids[choice.rank - 1])
 
         def write() -> TextReading:
-            with OPEN_MODELS.use(token_reader, name) as (reader,):
+            with OPEN_MODELS.use(TokenReader, resolve(name)) as (reader,):
                 return branch(reader, reading, choice.at, token, choice.count, sampler, seed)
 
         self._draws += 1
