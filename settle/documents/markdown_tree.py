@@ -22,6 +22,7 @@ Node = str | list[Any]  # a text, or [tag, attributes, nodes]; the tag "listing"
 LONGEST = 20_000  # characters between blocks of code that are read as Markdown; a longer text is shown as it is
 LONGEST_FORMULA = 2000  # characters
 DEEPEST = 24  # elements within elements; what lies deeper is shown in the last of them
+DEEPEST_READ = 80  # of those that the parser reads: it would leave out what lies deeper
 NAME = re.compile(r"\w+")
 TAGS = frozenset(NAME.findall("p h1 h2 h3 h4 h5 h6 ul ol li blockquote em strong s table thead tbody tr th td"))
 MATH_TAGS = frozenset(
@@ -59,15 +60,22 @@ def markdown_tree(text: str) -> list[Node]:
 def _parts(text: str) -> list[Node]:
     """Return the elements of a text without folded parts; blocks of code may have any length."""
     if len(text) <= LONGEST:
-        return _nodes(MARKDOWN.parse(text))
+        return _between(text)
     nodes, end = list[Node](), 0
     for found in [*FENCED.finditer(text), None]:
         between = text[end : found.start() if found else len(text)]
-        nodes += [["p", {}, [visible(between)]]] if len(between) > LONGEST else _nodes(MARKDOWN.parse(between))
+        nodes += _between(between)
         if found:
             nodes.append(_listing(found[1], found[2]))
             end = found.end()
     return nodes
+
+
+def _between(text: str) -> list[Node]:
+    """Return the elements of a text; as it is, if it is too long, or so deep that parts of it would be left out."""
+    tokens = MARKDOWN.parse(text) if len(text) <= LONGEST else []
+    is_whole = all(token.level < DEEPEST_READ - 2 for token in tokens) and len(text) <= LONGEST
+    return _nodes(tokens) if is_whole else [["p", {}, [visible(text)]]]
 
 
 def _nodes(tokens: Sequence[Token]) -> list[Node]:
@@ -184,7 +192,7 @@ def _is_web_address(address: str) -> bool:
 
 
 def _markdown() -> MarkdownIt:
-    markdown = MarkdownIt("js-default", {"html": False, "maxNesting": DEEPEST})
+    markdown = MarkdownIt("js-default", {"html": False, "maxNesting": DEEPEST_READ})
     markdown.validateLink = _is_web_address  # type: ignore[method-assign, assignment]
     markdown.inline.ruler.before("escape", "formula", _inline_formula)
     markdown.block.ruler.before("fence", "formula", _block_formula, {"alt": ["paragraph", "list", "blockquote"]})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from settle.base.errors import ResourceError, SettleError, UsageError, cannot_write
 from settle.base.files import append_lines, home, write_atomic
@@ -40,12 +40,6 @@ class Message(BaseModel):
     by: str = ""
     is_cut: bool = False
 
-    @field_validator("content", mode="before")
-    @classmethod
-    def _encodable(cls, text: str) -> str:
-        """Replace halves of characters, which a browser may send."""
-        return text.encode("utf-8", "replace").decode()
-
 
 @dataclass
 class Exchange:
@@ -55,6 +49,9 @@ class Exchange:
     after: int | None
     question: int | None = None
     answer: int | None = None
+
+    def __post_init__(self) -> None:
+        self.text = _encodable(self.text)
 
 
 class Conversation(BaseModel):
@@ -148,6 +145,7 @@ class Conversation(BaseModel):
 
     def correct(self, index: int, text: str, system: str | None = None) -> Path:
         """Add what an answer should have been as another version of it, and as a row; return the file of rows."""
+        text = _encodable(text)
         old, file = self.messages[index], _folder() / "corrections.jsonl"
         before = [*([{"role": "system", "content": system}] if system else []), *self._turns(old.after)]
         chosen, rejected = ([{"role": "assistant", "content": content}] for content in (text, old.content))
@@ -229,6 +227,11 @@ def conversations(words: str = "") -> Sequence[Heading]:
             if all(word in texts for word in wanted):
                 found.append(Heading(one.id, one.title, path.stat().st_mtime))
     return sorted(found, key=lambda heading: -heading.time)
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of characters, which a browser may send."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _folder() -> Path:

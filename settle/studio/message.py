@@ -10,7 +10,7 @@ from settle.studio.visit import reported
 
 
 class MessageView(Element, component="message.js"):
-    """One message. mine: the user's own, which is shown as it is; on_act: called with the name of an act, and a text."""
+    """One message. mine: the user's own, which is shown as it is; on_act: called with an act and a text."""
 
     def __init__(self, head: str, text: str, mine: bool, on_act: Callable[[str, str], Awaitable[None]]) -> None:
         super().__init__()

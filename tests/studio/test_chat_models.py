@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("nicegui", reason="needs the extra `studio`")
 
 from settle.formats.gguf import export_gguf
+from settle.library.facts import chat_models
 from settle.library.store import StoredModel, add_model
-from settle.studio.open_models import chat_models
 from tests.studio.made_models import TEMPLATE
 from tests.trained import trained
 

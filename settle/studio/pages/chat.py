@@ -104,7 +104,7 @@ class ModelChoice:
 
     async def changed(self) -> None:
         if self.two.text != self._two:
-            return await self.begin()
+            await self.begin()
         self.line.text = shell_line("settle", *arguments(self.command, self._given()))
         self.form.show_error(None)
         usual = await in_thread(sampling_of, self.one.text)

@@ -108,7 +108,7 @@ class Reading:
         is_question = bool(self._is_question.value)
 
         def read() -> tuple[TextReading, ReadingPair | None]:
-            with OPEN_MODELS.use(TokenReader, *map(resolve, [name, *([other] if other not in ("", name) else [])])) as readers:
+            with OPEN_MODELS.use(TokenReader, *map(resolve, dict.fromkeys([name, other or name]))) as readers:
                 ids = readers[0].question(text) if is_question else readers[0].encode(text)
                 reading = readers[0].read(ids)
                 return reading, beside(reading, readers[-1], text) if other else None
