@@ -328,10 +328,11 @@ class Talk:
         self.stopper.set_visibility(True)
         task = asyncio.ensure_future(work)
         try:
+            self._show_answers(turn)
             while not task.done():
-                self._show_answers(turn)
                 length = sum(map(len, self.answers.texts)) if self.answers else 0
                 await asyncio.wait([task], timeout=SHOW_SECONDS + SECONDS_PER_CHARACTER * length)
+                self._show_answers(turn)
             return await task
         finally:  # together with the button that sends: a message typed from now on is not lost
             self.is_busy = False
