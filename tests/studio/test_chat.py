@@ -183,8 +183,9 @@ def test_two_models_are_compared_without_their_names_until_they_are_asked_for(pa
                 f"Votes on these two models so far: {number + 1}; an interval needs {14 - number}"
             ).wait_for()
     pairs = list(ballots().pairs.values())
-    shown = ["".join(answer.inner_text().replace("Copy code", "").split()) for answer in answers(page).all()]
-    assert shown == ["".join(answer.split()) for pair in pairs for answer in pair.answers]
+    letters = re.compile("Copy code|[^a-z]")  # of Markdown the marks are not shown
+    shown = [letters.sub("", answer.inner_text()) for answer in answers(page).all()]
+    assert shown == [letters.sub("", answer) for pair in pairs for answer in pair.answers]
     assert [len(pair.messages) for pair in pairs] == [1, 3, 5]
     assert pairs[1].messages[1] == {"role": "assistant", "content": pairs[0].answers[0]}
     assert page.get_by_role("heading", name=re.compile("^[AB]$")).count() == 6
