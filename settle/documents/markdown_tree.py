@@ -104,8 +104,8 @@ def _attributes(token: Token) -> dict[str, str | int]:
     if token.tag == "a":
         address = str(token.attrGet("href"))
         return {"href": address, "title": address, "target": "_blank", "rel": "noopener noreferrer"}
-    if token.tag == "ol" and isinstance(start := token.attrGet("start"), int):
-        return {"start": start}
+    if token.tag == "ol" and (start := token.attrGet("start")) is not None:
+        return {"start": int(start)}
     return {"class": "number"} if "right" in str(token.attrGet("style")) else {}
 
 

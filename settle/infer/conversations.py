@@ -16,7 +16,7 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
-from settle.base.errors import ResourceError, SettleError, UsageError, cannot_write
+from settle.base.errors import ResourceError, UsageError, cannot_write
 from settle.base.files import append_lines, home, write_atomic
 from settle.infer.chat_session import ChatSession
 
@@ -114,34 +114,34 @@ class Conversation(BaseModel):
                 self.last = following[-1]
 
     def reply(
-        self, said: Exchange, by: str, begin: Callable[[list[dict[str, str]]], ChatSession]
+        self, exchange: Exchange, by: str, begin: Callable[[list[dict[str, str]]], ChatSession]
     ) -> Generator[str, None, None]:
         """Yield the pieces of an answer, which is kept with its question as it grows, however it ends.
 
-        said: what is answered, and the answer that is continued, if it has one; it gets the indices under which both
-        are kept. by: the name of the model. begin: makes its session, from what was said before. An answer that fails
-        before its first piece leaves nothing.
+        exchange: what is answered, and the answer that is continued, if it has one; it gets the indices of both once
+        they are kept. by: the name of the model. begin: makes its session, from what was said before. An answer that
+        fails before its first piece leaves nothing.
         """
         answer = Message(role="assistant", content="", by=by, is_cut=True)
-        if said.answer is not None:
-            answer = self.messages[said.answer].model_copy()
+        if exchange.answer is not None:
+            answer = self.messages[exchange.answer].model_copy()
             yield answer.content
         self.model, due, has_ended = by, 0.0, False
-        with contextlib.closing(begin(self._turns(said.after)).answer(said.text, answer.content)) as pieces:
+        with contextlib.closing(begin(self._turns(exchange.after)).answer(exchange.text, answer.content)) as pieces:
             try:
                 while True:
                     piece = next(pieces)
                     answer.content += piece
                     if time.monotonic() >= due:
                         with contextlib.suppress(ResourceError):  # the disk may have room again at the end
-                            self._keep(said, answer)
+                            self._keep(exchange, answer)
                         due = time.monotonic() + SAVE_SECONDS
                     yield piece
             except StopIteration as end:
                 answer.is_cut, has_ended = end.value, True
             finally:
                 if has_ended or answer.content:
-                    self._keep(said, answer)
+                    self._keep(exchange, answer)
 
     def correct(self, index: int, text: str, system: str | None = None) -> Path:
         """Add what an answer should have been as another version of it, and as a row; return the file of rows."""
@@ -160,17 +160,17 @@ class Conversation(BaseModel):
         """Delete it; what is written for it afterwards is refused."""
         _path(self.id).unlink(missing_ok=True)
 
-    def _keep(self, said: Exchange, answer: Message) -> None:
-        question, index = said.question, said.answer
+    def _keep(self, exchange: Exchange, answer: Message) -> None:
+        question, index = exchange.question, exchange.answer
         with self._latest():
             if question is None:
-                question = self._append(Message(role="user", content=said.text, after=said.after))
+                question = self._append(Message(role="user", content=exchange.text, after=exchange.after))
             answer.after = question
             if index is None:
                 index = self._append(answer)
             self.messages[index], self.last = answer.model_copy(), index
-            self.title = self.title or " ".join(said.text.split())[:LONGEST_TITLE]
-        said.question, said.answer = question, index
+            self.title = self.title or " ".join(exchange.text.split())[:LONGEST_TITLE]
+        exchange.question, exchange.answer = question, index
 
     def _append(self, message: Message) -> int:
         self.messages.append(message)
@@ -203,9 +203,11 @@ class Conversation(BaseModel):
                 write_atomic(path, self.model_dump_json(indent=1))
                 path.chmod(0o600)
                 self._is_new = False
-        except (OSError, SettleError) as e:  # a lock that is held for too long, too
+                before, last = self.messages, self.last
+        except OSError as e:  # a lock that is held for too long, too
+            raise cannot_write(path, e) from None
+        finally:
             self.messages, self.last = before, last
-            raise (cannot_write(path, e) if isinstance(e, OSError) else e) from None
 
 
 @dataclass(frozen=True)

@@ -39,39 +39,39 @@ def folder(tmp_path, monkeypatch):
 
 def ask(chat, text, *pieces, is_cut=False):
     """One exchange after the one that is shown."""
-    said = Exchange(text, chat.last)
+    exchange = Exchange(text, chat.last)
     session = Session(*pieces, is_cut=is_cut)
-    assert "".join(chat.reply(said, "tiny", session)) == "".join(pieces)
-    return said, session
+    assert "".join(chat.reply(exchange, "tiny", session)) == "".join(pieces)
+    return exchange, session
 
 
 def shown(chat):
-    return [(said.text, chat.messages[said.answer].content) for said in chat.exchanges]
+    return [(exchange.text, chat.messages[exchange.answer].content) for exchange in chat.exchanges]
 
 
 def test_a_conversation_is_read_as_it_was_kept(folder):
     chat = Conversation()
     ask(chat, "What  is\nit?", "It ", "is.")
-    said, session = ask(chat, "And now?", "No", "w.", is_cut=True)
+    exchange, session = ask(chat, "And now?", "No", "w.", is_cut=True)
     assert session.before == [{"role": "user", "content": "What  is\nit?"}, {"role": "assistant", "content": "It is."}]
     again = Conversation.read(chat.id)
     assert again.title == "What is it?" and again.model == "tiny"
     assert shown(again) == [("What  is\nit?", "It is."), ("And now?", "Now.")]
-    assert again.messages[said.answer].is_cut and not again.messages[1].is_cut
+    assert again.messages[exchange.answer].is_cut and not again.messages[1].is_cut
     assert {path.stat().st_mode & 0o077 for path in folder.glob("*.json")} == {0}
 
 
 def test_versions_stay_beside_each_other():
     chat = Conversation()
-    said, _ = ask(chat, "One?", "1", is_cut=True)
-    list(chat.reply(said, "tiny", Session(", 1")))  # continued
-    other = Exchange("One?", None, said.question)
+    exchange, _ = ask(chat, "One?", "1", is_cut=True)
+    list(chat.reply(exchange, "tiny", Session(", 1")))  # continued
+    other = Exchange("One?", None, exchange.question)
     list(chat.reply(other, "tuned", Session("uno")))
     ask(chat, "Two?", "dos")
     assert shown(chat) == [("One?", "uno"), ("Two?", "dos")]
-    chat.show(said.answer)
+    chat.show(exchange.answer)
     assert shown(Conversation.read(chat.id)) == [("One?", "1, 1")]
-    assert chat.versions(said.answer) == [said.answer, other.answer]
+    assert chat.versions(exchange.answer) == [exchange.answer, other.answer]
     chat.show(other.answer)
     assert shown(chat) == [("One?", "uno"), ("Two?", "dos")]
 
@@ -115,16 +115,16 @@ def test_a_full_disk_loses_nothing(monkeypatch, folder):
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    said = Exchange("More?", chat.last)
+    exchange = Exchange("More?", chat.last)
     with monkeypatch.context() as patch:
         patch.setattr(kept_chats, "write_atomic", full)
         with pytest.raises(ResourceError, match="No space left"):
-            list(chat.reply(said, "tiny", Session("Much ", "more.")))
+            list(chat.reply(exchange, "tiny", Session("Much ", "more.")))
         with pytest.raises(ResourceError):
             chat.correct(1, "Hello you")
-        assert chat.messages == before.messages and said.answer is None
+        assert chat.messages == before.messages and exchange.answer is None
     assert Conversation.read(chat.id) == before
-    list(chat.reply(said, "tiny", Session("Much more.")))
+    list(chat.reply(exchange, "tiny", Session("Much more.")))
     assert shown(chat)[-1] == ("More?", "Much more.")
     with monkeypatch.context() as patch:  # it has room again before the answer ends
         patch.setattr(kept_chats, "SAVE_SECONDS", 0)
@@ -136,9 +136,9 @@ def test_a_full_disk_loses_nothing(monkeypatch, folder):
 
 def test_a_corrected_answer_is_a_row_to_tune_with():
     chat = Conversation()
-    said, _ = ask(chat, "2 + 2?", "5")
-    file = chat.correct(said.answer, "4", system="Be exact.")
-    chat.correct(said.answer, "four")
+    exchange, _ = ask(chat, "2 + 2?", "5")
+    file = chat.correct(exchange.answer, "4", system="Be exact.")
+    chat.correct(exchange.answer, "four")
     assert shown(Conversation.read(chat.id)) == [("2 + 2?", "four")]
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     layout = Preference()
@@ -173,8 +173,8 @@ def test_search_finds_all_words_in_any_message():
 
 def test_halves_of_characters_are_kept_as_a_question_mark():
     chat = Conversation()
-    said, _ = ask(chat, "a\ud83d", "b")
-    chat.correct(said.answer, "\ude00c")
+    exchange, _ = ask(chat, "a\ud83d", "b")
+    chat.correct(exchange.answer, "\ude00c")
     assert shown(Conversation.read(chat.id)) == [("a?", "?c")]
 
 

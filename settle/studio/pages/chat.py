@@ -1,13 +1,14 @@
 """Chat with a model; or compare two without knowing which of them wrote what, and vote."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from nicegui import ui
+from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
 from settle.base.errors import SettleError, UsageError
@@ -16,8 +17,9 @@ from settle.base.events import Event, Warn
 from settle.base.python_command import shell_line
 from settle.base.registry import Part
 from settle.base.settings import resolve
-from settle.base.visible import visible_line
+from settle.base.visible import visible, visible_line
 from settle.base.words.amounts import when
+from settle.documents.markdown_tree import markdown_tree
 from settle.evaluate.blind.session import Answers, BlindSession, engine_beside
 from settle.evaluate.blind.votes import VOTES, AnswerPair, Vote, count_sentence, list_votes
 from settle.infer.chat_session import ChatSession, Sampling
@@ -30,11 +32,10 @@ from settle.studio.forms.arguments import Given, arguments
 from settle.studio.forms.form import Form
 from settle.studio.forms.settings import describe
 from settle.studio.layout import START, Slot, button, confirmed, empty_state, words
-from settle.studio.message import MessageView
 from settle.studio.open_models import OPEN_MODELS
 from settle.studio.pages import Page
 from settle.studio.table import show_listed
-from settle.studio.visit import Visit, in_thread
+from settle.studio.visit import Visit, in_thread, reported
 
 SHOW_SECONDS, SECONDS_PER_CHARACTER = 0.1, 5e-6  # between two looks at what has been written
 FIRST = ("temperature", "max_tokens", "system")
@@ -167,11 +168,39 @@ class History:
             confirmed(f"Delete {len(self._kept.messages)} messages?", "Delete for good", delete, place.clear)
 
 
+class MessageView(Element, component="message.js"):
+    """One message. mine: the user's own, which is shown as it is; on_act: called with an act and a text."""
+
+    def __init__(self, head: str, text: str, mine: bool, on_act: Callable[[str, str], Awaitable[None]]) -> None:
+        super().__init__()
+        self.props.update({"head": visible_line(head), "mine": mine, "acts": [], "edit": [], "versions": [], "at": 0})
+        self.text: str | None = None
+        self.show(text)
+        acted = reported(on_act)  # the framework passes no event to a function of *args
+        self.on("act", lambda event: acted(*map(str, event.args)))
+
+    def show(self, text: str, if_empty: str = "") -> None:
+        """Replace its text; nothing is sent where it is the same."""
+        if (text or if_empty) != self.text:
+            self.text = text or if_empty
+            nodes = markdown_tree(text.lstrip("\n")) if not self.props["mine"] else [visible(text)]
+            self.props["nodes"] = nodes if text else [["p", {}, [if_empty]]]
+
+    def offer(
+        self, text: str, acts: Mapping[str, str], edit: tuple[str, ...], at: int, versions: Sequence[int]
+    ) -> None:
+        """Offer acts, by name, with their labels, and "show", with the index of another version.
+
+        text: to copy or edit. edit: the name and label of the act that changes it, and labels of its text and its end.
+        """
+        self.props.update({"text": text, "acts": [*acts.items()], "edit": edit, "at": at, "versions": versions})
+
+
 @dataclass
 class Turn:
     """A message and its answers on the page. below: the place of what can be done with those of two models."""
 
-    said: Exchange
+    exchange: Exchange
     place: ui.element
     mine: MessageView
     answers: list[MessageView]
@@ -213,53 +242,53 @@ class Talk:
         """Show the conversation as it is kept."""
         self.turns.clear()
         self.log.clear()
-        for said in self.kept.exchanges:
-            self._show_kept(self._add_turn(said, [""]))
+        for exchange in self.kept.exchanges:
+            self._show_kept(self._add_turn(exchange, [""]))
 
-    def _add_turn(self, said: Exchange, heads: Sequence[str]) -> Turn:
+    def _add_turn(self, exchange: Exchange, heads: Sequence[str]) -> Turn:
         async def act(name: str, text: str) -> None:
             if self.is_busy:
                 raise UsageError("an answer is being written", "wait for its end, or stop it")
             await self._act(turn, name, text)
 
         with self.log, ui.element("div").classes("turn") as place:
-            mine = MessageView("You", said.text, True, act)
+            mine = MessageView("You", exchange.text, True, act)
             with ui.element("div").classes("columns pairs"):
                 answers = [MessageView(head, "", False, act) for head in heads]
-            turn = Turn(said, place, mine, answers, Slot(is_read=False))
+            turn = Turn(exchange, place, mine, answers, Slot(is_read=False))
         self.turns.append(turn)
         return turn
 
     def _show_kept(self, turn: Turn) -> None:
         """Show the answer that is kept, and offer what can be done with it and with its question."""
-        question, answer, (view,) = turn.said.question, turn.said.answer, turn.answers
+        question, answer, (view,) = turn.exchange.question, turn.exchange.answer, turn.answers
         if question is None or answer is None:
             return
         shown, versions = self.kept.messages[answer], self.kept.versions
         view.show(shown.content, NOTHING)
         view.props["head"] = visible_line(shown.by)
         acts = {"again": "Answer again"} | ({"more": "Continue"} if shown.is_cut else {})
-        turn.mine.offer(turn.said.text, {}, ("edit", "Edit", "Your message", "Send"), question, versions(question))
+        turn.mine.offer(turn.exchange.text, {}, ("edit", "Edit", "Your message", "Send"), question, versions(question))
         edit = "correct", "Correct", "This answer should have been", "Keep as an example"
         view.offer(shown.content, acts, edit, answer, versions(answer))
 
     async def _act(self, turn: Turn, name: str, text: str) -> None:
-        said = turn.said
+        exchange = turn.exchange
         match name:
             case "show":
                 await in_thread(self.kept.show, int(text))
                 self._draw()
             case "edit":
-                self.kept.last = said.after
+                self.kept.last = exchange.after
                 self._draw()
-                await self._ask(text.strip() or said.text)
-            case "correct" if said.answer is not None:
-                file = await in_thread(self.kept.correct, said.answer, text, self.choice.values()["system"])
+                await self._ask(text.strip() or exchange.text)
+            case "correct" if exchange.answer is not None:
+                file = await in_thread(self.kept.correct, exchange.answer, text, self.choice.values()["system"])
                 self._draw()
                 line = shell_line("settle", "tune", self.choice.one.text, str(file))
                 self.note.text = f"The example is kept. To learn from all of them: {line}"
             case "again" | "more":
-                await self._reply(turn, replace(said, answer=said.answer if name == "more" else None))
+                await self._reply(turn, replace(exchange, answer=exchange.answer if name == "more" else None))
 
     async def _send(self) -> None:
         if self.is_busy:
@@ -270,10 +299,10 @@ class Talk:
         await self._ask(text)
 
     async def _ask(self, text: str) -> None:
-        self.answers, said = None, Exchange(text, self.kept.last)
-        turn = self._add_turn(said, "AB" if self.is_blind else [self.choice.one.text])
+        self.answers, exchange = None, Exchange(text, self.kept.last)
+        turn = self._add_turn(exchange, "AB" if self.is_blind else [self.choice.one.text])
         try:
-            await (self._compare(turn) if self.is_blind else self._reply(turn, said))
+            await (self._compare(turn) if self.is_blind else self._reply(turn, exchange))
         except SettleError:
             if not (self.answers and any(self.answers.shown)):  # what was written stays in sight
                 self.message.put(text)
@@ -281,7 +310,7 @@ class Talk:
                 turn.place.delete()
             raise
 
-    async def _reply(self, turn: Turn, said: Exchange) -> None:
+    async def _reply(self, turn: Turn, exchange: Exchange) -> None:
         """Let the model answer, once more, or to the end. It is kept as it is written."""
         settings, kept, name, events = self.choice.values(), self.kept, self.choice.one.text, list[Event]()
         rest = Events(listeners=[events.append]), settings["system"], settings["template"]
@@ -289,13 +318,13 @@ class Talk:
         def work() -> None:
             with OPEN_MODELS.use(engine_of, resolve_gguf(name)) as (model,):
                 begin = partial(ChatSession, model, Sampling.of(settings), *rest)
-                self.answers = Answers([partial(kept.reply, said, name, begin)])
+                self.answers = Answers([partial(kept.reply, exchange, name, begin)])
                 self.answers.wait()
 
         try:
             await self._written(turn, in_thread(work))
         finally:
-            turn.said = turn.said if said.answer is None else said
+            turn.exchange = turn.exchange if exchange.answer is None else exchange
             self._show_kept(turn)
         self.note.text = " ".join(event.text for event in events if isinstance(event, Warn))
         ui.navigate.history.replace(f"{Chat.path}?chat={kept.id}")
@@ -309,8 +338,8 @@ class Talk:
             refs = [resolve_gguf(name) for name in self.choice.names]
             session = self.blind = self.blind or BlindSession(refs, settings["seed"])
             with OPEN_MODELS.use(engine_beside, *refs) as engines:
-                told = settings["system"], settings["template"]
-                self.answers = session.ask(engines, turn.said.text, Sampling.of(settings), *told)
+                given = Sampling.of(settings), settings["system"], settings["template"]
+                self.answers = session.ask(engines, turn.exchange.text, *given)
                 return session.keep(self.answers)
 
         turn.pair = await self._written(turn, in_thread(work))
