@@ -130,7 +130,6 @@ def forecast(c: TrainContext) -> None:
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     c.events.emit(Say(text=gains_words(c.expected.gains), is_detail=not c.settings.dry))
     warn_of_time(c)
-    warn_of_room(c)
     of_ranks = rank_memory_figures(c)
     of_others = _followers_forecast(c)
     if c.settings.dry:
@@ -173,6 +172,7 @@ def again(c: TrainContext, dtype: str, why: str) -> None:
 def start(c: TrainContext) -> None:
     """Build the planned model, ready for its first step."""
     build(c)
+    warn_of_room(c)
     begin(c)
 
 
