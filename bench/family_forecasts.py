@@ -43,12 +43,16 @@ EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 DELTA = {
     "linear_num_key_heads": 5, "linear_num_value_heads": 10, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
 }  # fmt: skip
+GEMMA = {  # what llama.cpp computes it with
+    "intermediate_size": 2048, "num_hidden_layers": 5, "hidden_size_per_layer_input": 256, "num_sparse_layers": 5,
+    "final_logit_softcapping": 30.0,
+}  # fmt: skip
 SHAPES: dict[str, dict[str, object]] = {
     "lfm2": BASE,
     "qwen3_5_text": BASE | DELTA,
     "falcon_h1": BASE | MAMBA,
     "granitemoehybrid": BASE | MAMBA,
-    "gemma3n_text": BASE | {"intermediate_size": 2048, "hidden_size_per_layer_input": 64, "num_hidden_layers": 5},
+    "gemma3n_text": BASE | GEMMA,
     "gpt_oss": BASE | EXPERTS | {"intermediate_size": 640, "tie_word_embeddings": False},
     "lfm2_moe": BASE | EXPERTS | {"moe_intermediate_size": 640, "num_dense_layers": 2},
     "granitemoe": BASE | EXPERTS | {"intermediate_size": 640},
