@@ -1,6 +1,9 @@
 """Reads ledgers: who connected to where, what of it was declared, and what can be said of it all in one sentence."""
 
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,10 +14,10 @@ import psutil
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED
 from settle.audit.reach import DNS, Line, Names, Reach, scope_of
-from settle.base.errors import UsageError
+from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
-from settle.base.files import home
+from settle.base.files import home, parse_json
 from settle.base.run import Run
 from settle.base.words.amounts import when
 
@@ -358,3 +361,27 @@ def began_at(ledger: str) -> float:
 def command_of(ledger: str) -> str:
     """2026-11-28T11-02-13-serve-4711-ab12 → serve."""
     return ledger[20:].rsplit("-", 2)[0]
+
+
+CLOCK_SECONDS = 2.0  # that two readings of a time may differ: ids of processes are used again
+
+
+def worker_of(run: Run) -> psutil.Process | None:
+    """Return the process that opened the latest ledger of the run, while it lives."""
+    folder = run.path / LEDGER_FOLDER
+    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    for path in reversed(files):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, psutil.Error), path.open("rb") as f:
+            opened = parse_json(f.readline())
+            process = psutil.Process(int(opened["pid"]))
+            if process.create_time() <= float(opened["time"]) + CLOCK_SECONDS and process.is_running():
+                return process
+    return None
+
+
+def stop(run: Run) -> None:
+    """Ask the process that works on a run to stop: in the loop it saves a checkpoint first. Raises RunError."""
+    worker = worker_of(run) if run.status == "running" else None
+    if worker is None or os.name == "nt":
+        raise RunError(f"the process that works on {run.name!r} is not known", "press Ctrl-C in its terminal")
+    worker.send_signal(signal.SIGINT)

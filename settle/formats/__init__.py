@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue
 
 from settle.base.errors import FULL_DISK, FormatError, ResourceError, no_room
 from settle.base.files import fsync_folder, sweep_leftovers
+from settle.base.python_command import shell_line
 from settle.base.registry import Part
 from settle.base.tokenizer import Tokenizer
 
@@ -258,6 +259,10 @@ class Format(Part):
     def default_path(self, name: str) -> Path:
         """Where a model of that name is written to when nobody says."""
         return Path(f"{name}-{self.part_name().replace('_', '-')}{self.suffix}")
+
+    def next_line(self, path: Path, name: str) -> str:
+        """Return the command line that uses what was written at `path`. name: what another program is to call it."""
+        return shell_line("llama-cli", "--model", str(path))
 
 
 def map_file(path: Path) -> mmap.mmap:

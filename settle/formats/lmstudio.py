@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import FormatError
+from settle.base.python_command import shell_line
 from settle.formats import ModelContents, folder_to_write
 from settle.formats.gguf import Gguf, export_contents
 
@@ -34,6 +35,10 @@ class LmStudio(Gguf):
         """Return the folder where LM Studio finds the model; under the working directory where it is not installed."""
         models = models_folder()
         return (models if models.is_dir() else Path("lmstudio-models")) / PUBLISHER / name
+
+    def next_line(self, path: Path, name: str) -> str:
+        is_found = path.absolute().is_relative_to(models_folder())
+        return "lms ls" if is_found else shell_line("lms", "import", str(self.gguf(path)))
 
 
 def models_folder() -> Path:

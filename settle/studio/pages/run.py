@@ -1,30 +1,27 @@
 """One run: its curves as they grow, what it says of itself, and how it ended."""
 
-import contextlib
-import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
-from urllib.parse import quote
 
-import psutil
 from nicegui import ui
 
-from settle.audit import LEDGER_FOLDER
-from settle.base.errors import RunError, SettleError, malformed_is_format_error
+from settle.audit.ledger import stop
+from settle.base.errors import SettleError, malformed_is_format_error
 from settle.base.events import Event, Listing, PhaseStarted, Sample
-from settle.base.files import parse_json
 from settle.base.run import Run as RunFolder
+from settle.base.run import present_names
 from settle.base.run.result import TONES, Result
 from settle.base.words.amounts import amount, duration
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import NOTHING_KEPT, PHASES, evidence_text, left_text, outlook_text
+from settle.jobs.run_reports import summary_of
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
 from settle.studio.feed import RunFeed
 from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.pareto import MeasuredResult, Tradeoff, read_tradeoffs, show_tradeoffs
+from settle.studio.run_actions import RunActions, show_files
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
 
@@ -64,16 +61,15 @@ class _View:
             self.state = words("", classes="state")
             self.stop = button("Stop", self._stop)
             self.resume = button("Resume", self._resume, main=True)
-            self.chat = ui.link("Chat", f"/chat?model={quote(self.run.name)}").classes("act")
             self.learned = ui.link("How it learned", f"/learning/{self.run.path.name}")
             ui.link("Compare", f"/compare?runs={self.run.path.name}")
-        self.problem = Slot()
+        self.actions, self.problem = Slot(is_read=False), Slot()
         with ui.element("div").classes("columns level"):
             with card("Verdict"):
                 self.verdict = Facts()
-            with card("Progress"):
+            with card("Progress") as progress:
                 self.now = Facts()
-            with card("Settled?"):
+            with card("Settled?") as settled:
                 meter = ui.element("div").classes("meter").props('role="meter" aria-valuemin=0 aria-valuemax=100')
                 meter.props["aria-label"] = "How near the run is to settled"
                 with meter:
@@ -87,13 +83,13 @@ class _View:
         with card("What it writes") as samples:
             self.samples = Slot(is_read=False)
         if self.run.command == "shrink":  # which trains nothing
-            for part in (losses, small, samples, self.learned):
+            for part in (progress, settled, losses, small, samples, self.learned):
                 part.set_visibility(False)
         with card("Forecast and actual"):
             self.forecast = Slot(is_read=False)
+        self.files = Slot(is_read=False)
         with card("What happened"):
             self.lines = Table("What happened", ("time", "event"), empty="Nothing has been reported yet.")
-        self.card = Slot(is_read=False)
 
     async def refresh(self) -> None:
         """Send what has changed since the last time."""
@@ -122,16 +118,16 @@ class _View:
         ])  # fmt: skip
 
     async def _show_state(self, status: str) -> None:
-        """Show the verdict, the forecast and the card when the run's status has changed."""
+        """Show the verdict, the forecast and the files when the run's status has changed."""
         self.status, run = status, self.run
         result: Result | None = None
         fault: SettleError | None = None
-        forecast, text = Listing(columns=[], rows=[]), ""
+        forecast, base = Listing(columns=[], rows=[]), ""
         tradeoffs: list[Tradeoff] = []
         try:
             result = await in_thread(run.result)
             forecast = await in_thread(forecast_of, run, result)
-            text = await in_thread(card_of, run)
+            base = present_names((await in_thread(summary_of, run)).base)
             if run.command == "shrink" and result:
                 measured = MeasuredResult("shrink", run.name, run.path / "result.json")
                 tradeoffs = await in_thread(read_tradeoffs, measured)
@@ -149,21 +145,23 @@ class _View:
                 gone = "This run has been deleted" if self.feed.course.evals else f"This run was {NOTHING_KEPT}"
                 words(f"{gone}. What is shown was read before.", classes="warn")
         unfinished = unfinished_facts(self.feed) if status != "finished" else []
-        self.verdict.show(result.facts if result else unfinished)
-        self.chat.set_visibility(result is not None and "gguf" in result.files and run.command != "tune_decision")
+        self.verdict.show([fact for fact in result.facts if fact[0] != "files"] if result else unfinished)
+        with self.actions.anew():
+            if status not in ("running", "deleted"):
+                RunActions(run, base, result.files if result else {})
         with self.measured.anew():
             if tradeoffs:
                 with card("What was measured"):
                     show_tradeoffs(tradeoffs)
+        with self.files.anew():
+            if result and result.files:
+                with card("Files"):
+                    show_files(result.files)
         with self.forecast.anew():
             if forecast.rows:
                 Table.of(forecast, "Forecast and actual")
             else:
                 words("There is no forecast.", classes="empty")
-        with self.card.anew():
-            if text:
-                with card("Card"):
-                    words(text, "pre", "tall").props("tabindex=0")
 
     def _show_samples(self) -> None:
         samples = self.feed.samples
@@ -194,33 +192,6 @@ def _has_phase(events: Sequence[Event]) -> bool:
 def _small_chart(name: str, title: str) -> Chart:
     with ui.element("section").classes("panel"):
         return Chart(title, (name,), ("tokens",), height=160)
-
-
-CLOCK_SECONDS = 2.0  # that two readings of a time may differ: ids of processes are used again
-
-
-def worker_of(run: RunFolder) -> psutil.Process | None:
-    """Return the process that opened the latest ledger of the run, while it lives."""
-    folder = run.path / LEDGER_FOLDER
-    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
-    for path in reversed(files):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, psutil.Error), path.open("rb") as f:
-            opened = parse_json(f.readline())
-            process = psutil.Process(int(opened["pid"]))
-            if process.create_time() <= float(opened["time"]) + CLOCK_SECONDS and process.is_running():
-                return process
-    return None
-
-
-def stop(run: RunFolder) -> None:
-    """Ask it to stop: in the loop it saves a checkpoint first. Raises RunError."""
-    worker = worker_of(run) if run.status == "running" else None
-    if worker is None or os.name == "nt":
-        raise RunError(f"the process that works on {run.name!r} is not known", "press Ctrl-C in its terminal")
-    worker.send_signal(signal.SIGINT)
-
-
-MOST_CARD = 60_000  # characters of a card that are shown
 
 
 def now_facts(feed: RunFeed, is_running: bool) -> list[tuple[str, str]]:
@@ -259,15 +230,6 @@ def forecast_of(run: RunFolder, result: Result | None) -> Listing:
     with malformed_is_format_error(run.name):
         forecast: Mapping[str, object] = (result.forecast if result else None) or run.read("forecast.json") or {}
         return comparison(forecast, (result.actual or None) if result else None)
-
-
-def card_of(run: RunFolder) -> str:
-    """Return the model card; empty without one."""
-    try:
-        with (run.out / "card.md").open(encoding="utf-8", errors="replace") as f:
-            return f.read(MOST_CARD)
-    except OSError:
-        return ""
 
 
 def state_text(feed: RunFeed, status: str, result: Result | None, fault: SettleError | None) -> tuple[str, str]:
