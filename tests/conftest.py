@@ -35,6 +35,7 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(2_000)  # that of later Pythons
     gc.enable()
 
 
@@ -97,7 +98,11 @@ def installed(parts, tmp_path_factory, monkeypatch):
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of word-like text, and a home of its own."""
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
-    rng, path = random.Random(0), tmp_path / "text.txt"
+    return write_text(tmp_path / "text.txt")
+
+
+def write_text(path: Path) -> Path:
+    rng = random.Random(0)
     words = "sea wind carries salt over old stone walls while gulls turn above quiet harbour lights".split()  # noqa: SIM905
     path.write_text("".join(f"{' '.join(rng.choices(words, k=9))}.\n\n" for _ in range(900)))
     return path

@@ -1,10 +1,12 @@
 """`settle train --members`: models by other seeds, and one plain model that is distilled from all of them."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,6 +20,7 @@ from settle.jobs.settings import STUDENT_PASSES, FollowerSettings, TrainSettings
 from settle.jobs.train import LEAST_SHARE, SEEDS_APART, TEXT_SHARE, seconds_left
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve_gguf
+from tests.conftest import write_text
 from tests.jobs.test_refit import interrupted, weights
 
 SETTINGS = [
@@ -30,10 +33,32 @@ def runs(name: str, members: int) -> list[Run]:
     return [Run.find(name), *map(Run.find, TrainSettings(members=members).followers(name))]
 
 
-def test_members_differ_in_their_seed_and_teach_one_plain_model(text: Path, capfd: Any) -> None:
-    code = main(["train", str(text), *SETTINGS, "--steps", "40", "--name", "a", "--members", "3", "--json"])
-    out, said = capfd.readouterr()
-    printed = json.loads(out.splitlines()[-1])
+class Command(NamedTuple):
+    """A home, and what a command there returned, printed and said."""
+
+    home: Path
+    code: int
+    printed: dict[str, Any]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Three members, and what was distilled from them."""
+    folder = tmp_path_factory.mktemp("members")
+    argv = ["train", str(write_text(folder / "text.txt")), *SETTINGS, "--steps", "40", "--name", "a"]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setenv("SETTLE_HOME", str(folder / "home"))
+        code = main([*argv, "--members", "3", "--json"])
+    return Command(folder / "home", code, json.loads(out.getvalue().splitlines()[-1]), err.getvalue())
+
+
+def test_members_differ_in_their_seed_and_teach_one_plain_model(
+    trained: Command, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, code, printed, said = trained
+    monkeypatch.setenv("SETTLE_HOME", str(home))
     chain = runs("a", 3)
     assert [run.name for run in chain] == ["a", "a-member2", "a-member3", "a-distilled"]
     plans, results = [run.read("plan.json") for run in chain], [run.result() for run in chain]
@@ -66,19 +91,22 @@ def test_members_differ_in_their_seed_and_teach_one_plain_model(text: Path, capf
     assert main(["resume", "a"]) == 0 and "nothing to resume" in capfd.readouterr().err
 
 
-def test_a_member_without_a_model_is_left_out(text: Path, capfd: Any) -> None:
-    main(["train", str(text), *SETTINGS, "--steps", "20", "--name", "b", "--members", "3"])
-    chain = runs("b", 3)
+def test_a_member_without_a_model_is_left_out(
+    trained: Command, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.home, tmp_path / "home")
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
+    chain = runs("a", 3)
     failed = read_json(chain[1].path / "result.json") | {"verdict": "diverged"}
     write_json(chain[1].path / "result.json", failed)
     shutil.rmtree(chain[1].out / "hf")
     for run in chain[2:]:
         shutil.rmtree(run.path)
     capfd.readouterr()
-    assert main(["resume", "b"]) in (0, 3)
-    assert "b-distilled learns from 2 models" in capfd.readouterr().err
-    learned = Run.find("b-distilled").read("plan.json")["objective_settings"]
-    assert learned["others"] == [str(Run.find("b-member3").out / "hf")]
+    assert main(["resume", "a"]) in (0, 3)
+    assert "a-distilled learns from 2 models" in capfd.readouterr().err
+    learned = Run.find("a-distilled").read("plan.json")["objective_settings"]
+    assert learned["others"] == [str(Run.find("a-member3").out / "hf")]
 
 
 def test_it_is_resumed_wherever_it_was_stopped_to_the_same_bits(text: Path, capfd: Any) -> None:
