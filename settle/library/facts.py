@@ -10,6 +10,7 @@ from typing import Literal
 from settle.base.errors import FormatError, RunError, SettleError, UsageError, malformed_is_format_error
 from settle.base.files import read_json
 from settle.base.run import Run
+from settle.data.tokenizer.tokenizer_files import folder_template
 from settle.data.tokenizer.vocabulary import CONTROL, ENDS, UNKNOWN
 from settle.formats import Metadata
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
@@ -222,12 +223,12 @@ def _chats(ref: ModelRef, fewest: int) -> bool:
 
 def _talks(ref: ModelRef) -> bool | None:
     """Whether a model takes turns; None where it writes nothing, or cannot be read."""
-    if ref.source.kind == "safetensors":
-        return True  # what it is shows once it is converted
     try:
+        if ref.source.kind == "safetensors":
+            return bool(ref.adapter or folder_template(ref.path)) if _writes_text(ref.path) else None
         facts = read_facts(ref.weights)
         own = adapter_template(ref.adapter) if ref.adapter else None
-    except (SettleError, OSError):
+    except (SettleError, OSError, ValueError):
         return None
     if facts.use != "generate" or facts.decision:
         return None

@@ -1,5 +1,6 @@
 """Which models the page Chat offers."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,4 +22,12 @@ def test_models_that_chat_are_apart_from_those_that_complete_text(tmp_path, monk
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
     for name in ("chats", "completes", "damaged"):
         add_model(StoredModel(name, "gguf", Path(tmp_path / f"{name}.gguf"), "ab" * 32, "test"))
-    assert chat_models() == (["chats"], ["completes"])
+    for name, architecture, template in (
+        ("folder", "LlamaForCausalLM", TEMPLATE), ("base", "LlamaForCausalLM", None), ("embeds", "BertModel", TEMPLATE)
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        add_model(StoredModel(name, "safetensors", tmp_path / name, "ab" * 32, "test"))
+    chats, completes = chat_models()
+    assert (sorted(chats), sorted(completes)) == (["chats", "folder"], ["base", "completes"])

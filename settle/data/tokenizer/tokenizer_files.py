@@ -70,6 +70,11 @@ def read(folder: Path) -> JsonObject:
     return metadata | ({"tokenizer.chat_template": template} if template else {})
 
 
+def folder_template(folder: Path) -> str:
+    """Return the chat template of a model's folder, or nothing. Raises FormatError, OSError, ValueError."""
+    return _template(folder, _json(folder / "tokenizer_config.json") or {})
+
+
 def _json(path: Path) -> JsonObject | None:
     if not path.exists():
         return None

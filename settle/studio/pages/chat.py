@@ -40,6 +40,7 @@ from settle.studio.visit import Visit, in_thread, reported
 SHOW_SECONDS, SECONDS_PER_CHARACTER = 0.1, 5e-6  # between two looks at what has been written
 FIRST = ("temperature", "max_tokens", "system")
 WITHOUT = ("name", "prompt", "with_", "draft", "context", "threads", "votes", "vote")  # the page has its own
+EMPTY = "Nothing was said yet. Write a message below; what you both say stays on this machine."
 NOTHING = "(it ended the text at once)"
 MOST_LISTED = 100  # conversations
 LIST = "conversations"  # the id of their list, which a phone shows when it is asked for
@@ -222,12 +223,14 @@ class Talk:
         self.is_busy = self.is_stopping = False
         scrolls = ui.element("div").classes("log").props('tabindex="0" role="region" aria-label="What was said"')
         with scrolls, ui.element("div"):
-            words(BLIND if self.is_blind else "Nothing was said yet.", classes="dim about")
+            words(BLIND if self.is_blind else EMPTY, classes="dim about")
             self.votes = Slot(is_read=False)
             self.log = ui.element("div").props('role="log"')
         with ui.element("div").classes("composer"):
             self.proof = words("", classes="good").props('role="status"')
-            self.message = Field("Message", "lines", help="Enter sends, Shift+Enter begins a line", sends=True)
+            self.message = Field(
+                "Message", "lines", hint="Message", help="Enter sends, Shift+Enter begins a line", sends=True
+            )
             with ui.element("div").classes("row"):
                 send = button("Send", self._send, main=True)
                 self.stopper = button("Stop", self.stop)
