@@ -19,7 +19,7 @@ from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.library import facts
 from settle.library.store import StoredModel, add_model
-from settle.retrieve.answer import evidence, write_answer
+from settle.retrieve.answer import ask_session, evidence, write_answer
 from settle.retrieve.answer.ask import AskableCollection
 from settle.retrieve.index.collection import Collection, delete
 from tests.commands.test_chat import Terminal
@@ -93,6 +93,14 @@ def test_a_calibration_that_says_nothing_any_more_is_told_with_what_to_do(at_hom
         main(["ask", "docs", ROTATE])
         assert capsys.readouterr().err.count(fix) == 1
         docs.catalogue.settings.set("evidence", None)
+
+
+def test_the_one_collection_there_is_needs_no_name(at_home, capsys, monkeypatch):
+    assert main(["ask", ROTATE]) == 0
+    assert "vault rotate" in capsys.readouterr().out
+    monkeypatch.setattr(ask_session, "collection_names", lambda: ["docs", "more"])
+    assert main(["ask", ROTATE]) == 2
+    assert "There are: docs, more" in (said := capsys.readouterr().err) and f"settle ask docs '{ROTATE}'" in said
 
 
 def test_passages_alone(at_home, capsys):

@@ -8,6 +8,7 @@ from typing import Self
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
+from settle.base.python_command import shell_line
 from settle.base.visible import visible_line
 from settle.retrieve.answer.answer import CitedAnswer, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
@@ -15,7 +16,7 @@ from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import Retrieval, is_outdated, retrieve
 from settle.retrieve.answer.groundedness import uncalibrated
 from settle.retrieve.answer.write_answer import AnswerOptions
-from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.collection import Collection, collection_names
 
 HELP = "/bye or Ctrl-D leaves; Ctrl-C stops an answer. A question may refer to the one before."
 
@@ -25,8 +26,15 @@ def ask(
 ) -> int:
     """Answer `question`, or text on stdin, or converse on the terminal; return the exit code.
 
-    passages: only show what is found. max_tokens: of an answer. Raises SettleError.
+    A name of several words is a question to the one collection there is. passages: only show what is found.
+    max_tokens: of an answer. Raises SettleError.
     """
+    names = collection_names()
+    if question is None and names and len(name.split()) > 1 and name not in names:
+        if len(names) > 1:
+            what = f"which collection is asked? There are: {', '.join(names)}"
+            raise UsageError(what, f"`{shell_line('settle', 'ask', names[0], name)}`")
+        name, question = names[0], name
     with AskSession(Collection(name), events, model, k, passages, max_tokens) as session:
         if question == "-" or (question is None and not sys.stdin.isatty()):
             question = sys.stdin.read()

@@ -19,6 +19,7 @@ import numpy as np
 
 from settle.base.errors import DataError, UsageError
 from settle.base.files import fsync_folder, home
+from settle.base.python_command import shell_line
 from settle.base.run import NAME, WorkFolder
 from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.chunkers import Chunker
@@ -240,7 +241,7 @@ class Collection:
         if version is None:
             known = ", ".join(collection_names()) or "none yet"
             what = f"there is no collection {name!r}; there are: {known}"
-            raise UsageError(what, f"settle index FOLDER --name {name}")
+            raise UsageError(what, f"`settle index FOLDER --name {shell_line(name)}`")
         self.name, self.folder = name, version
         self.catalogue = Catalogue(version / CATALOGUE)
         self.vectors = VectorIndex(name, version, self.catalogue)
