@@ -32,9 +32,9 @@ export default {
   template: `
     <div class="said" :class="{ mine }">
       <h3>{{ head }}</h3>
-      <form v-if="draft !== null" @submit.prevent="save" @keydown.esc="draft = null">
+      <form v-if="draft !== null" @submit.prevent="save" @keydown.esc="end">
         <textarea ref="draft" class="pick" rows="4" :aria-label="edit[2]" v-model="draft" @keydown.ctrl.enter="save"></textarea>
-        <div class="acts"><button type="submit">{{ edit[3] }}</button><button type="button" @click="draft = null">Cancel</button></div>
+        <div class="acts"><button type="submit">{{ edit[3] }}</button><button type="button" @click="end">Cancel</button></div>
       </form>
       <template v-else>
         <div class="message" :class="{ mine }"><Nodes :nodes="nodes" /></div>
@@ -43,7 +43,7 @@ export default {
             {{ versions.indexOf(at) + 1 }} of {{ versions.length }} <button type="button" aria-label="Next version" @click="turn(1)">›</button></span>
           <Copy v-if="!mine" :text="text" what="Copy" />
           <button v-for="[name, label] in acts" type="button" :class="name" @click="$emit('act', [name, ''])">{{ label }}</button>
-          <button type="button" @click="begin">{{ edit[1] }}</button>
+          <button type="button" ref="edit" @click="begin">{{ edit[1] }}</button>
         </div>
       </template>
     </div>`,
@@ -53,6 +53,10 @@ export default {
       this.draft = this.text;
       this.$nextTick(() => this.$refs.draft.focus());
     },
-    save() { this.$emit("act", [this.edit[0], this.draft]); this.draft = null; },
+    save() { this.$emit("act", [this.edit[0], this.draft]); this.end(); },
+    end() { // the keyboard goes on where it was
+      this.draft = null;
+      this.$nextTick(() => this.$refs.edit?.focus());
+    },
   },
 };
