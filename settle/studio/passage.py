@@ -19,6 +19,7 @@ from settle.retrieve.index.collection import CATALOGUE, CollectionFolder, collec
 
 AROUND = 12  # lines before and after the passage that are shown
 PDF = b"%PDF-"
+LONGEST = 1000  # characters of a sentence in an address
 
 
 class Line(NamedTuple):
@@ -44,9 +45,32 @@ class OpenedPassage:
     note: str = ""
 
 
-def passage_link(collection: str, passage: int, number: int = 0) -> str:
-    """Return the address of a passage's page. number: of the place, where it has several."""
-    return f"/passage/{quote(collection, safe='')}/{passage}" + (f"?place={number}" if number else "")
+def passage_link(collection: str, passage: int, number: int = 0, sentence: str = "") -> str:
+    """Return the address of a passage's page. number: of the place, where it has several; sentence: that is marked."""
+    asked = {"place": number} if number else {}
+    query = urlencode(asked | ({"sentence": sentence[:LONGEST]} if sentence else {}))
+    return f"/passage/{quote(collection, safe='')}/{passage}" + (f"?{query}" if query else "")
+
+
+def marked_parts(lines: Sequence[str], sentence: str) -> list[tuple[str, str, str]]:
+    """Cut each line of a passage into what is before the sentence, of it, and after it.
+
+    Only letters and digits are compared, so formatting and line breaks do not matter. All of it is marked where the
+    passage does not have the sentence.
+    """
+    letters = [(row, column) for row, line in enumerate(lines) for column, c in enumerate(line) if c.isalnum()]
+    wanted = "".join(filter(str.isalnum, sentence))
+    start = "".join(lines[row][column] for row, column in letters).find(wanted) if wanted else -1
+    if start < 0:
+        return [("", line, "") for line in lines]
+    places, parts = letters[start : start + len(wanted)], []
+    for row, line in enumerate(lines):
+        columns = [column for at, column in places if at == row]
+        first, last = (columns[0], columns[-1] + 1) if columns else (len(line), len(line))
+        while columns and last < len(line) and not line[last].isspace():
+            last += 1
+        parts.append((line[:first], line[first:last], line[last:]))
+    return parts
 
 
 def page_link(collection: str, passage: int, at: Occurrence) -> str | None:

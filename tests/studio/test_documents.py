@@ -6,7 +6,7 @@ import re
 import pytest
 
 from settle.retrieve.index.catalogue import Catalogue
-from settle.studio.passage import passage_link
+from settle.studio.passage import marked_parts, passage_link
 from tests.documents import making
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
@@ -51,6 +51,7 @@ def test_an_answer_cites_each_sentence_and_the_citation_opens_the_line(page):
     assert numbered.split()[0] == "5"
     tab.get_by_text("# Keys").wait_for()  # what is before the passage is there, and not marked
     assert "# Keys" not in tab.locator("mark").all_inner_texts()
+    assert "".join(tab.locator("mark").all_inner_texts()) in sentence.inner_text()  # the sentence, and no more
     assert axe_findings(tab) == []
     tab.close()
 
@@ -122,3 +123,23 @@ def test_a_passage_that_is_not_there_says_so(page, path):
     page.seen.allowed = "404"  # of an address that can be no passage's
     page.goto(f"/passage/{path}")
     page.get_by_role("alert").wait_for()
+
+
+def test_a_sentence_is_marked_where_it_is_whatever_breaks_it():
+    lines = ["The key is under", "the **mat**, says Ann. It is red."]
+    assert marked_parts(lines, "key is under the mat, says Ann.") == [
+        ("The ", "key is under", ""), ("", "the **mat**, says Ann.", " It is red.")]  # fmt: skip
+    for other in ("", "…", "The key is lost"):  # then all of the passage is marked
+        assert marked_parts(lines, other) == [("", line, "") for line in lines]
+
+
+def test_a_collection_is_deleted_with_consent_and_its_documents_stay(page, studio):
+    page.goto("/documents")
+    page.get_by_role("button", name="Delete the chosen one").click()
+    page.get_by_text(
+        re.compile(r"^Delete the index of docs: [\d.]+ \wB\? The documents stay where they are\.$")
+    ).wait_for()
+    assert axe_findings(page) == [] and (studio.home / "collections/docs").exists()
+    page.get_by_role("button", name="Delete docs for good").click()
+    page.get_by_text("No collections yet.").wait_for(timeout=COMMAND)
+    assert not (studio.home / "collections/docs").exists() and (studio.home / "docs/keys.md").exists()

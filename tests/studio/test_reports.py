@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from settle.studio.pareto import MeasuredResult, read_tradeoffs
+from settle.jobs.tradeoffs import MeasuredResult, read_tradeoffs
 from tests import examples
 from tests.library.pull.hub_server import serving
 from tests.studio import made_runs
@@ -83,13 +83,17 @@ def test_pick_and_shrink_are_drawn_with_their_frontier(page):
     assert picture.locator(".dot").count() == len(files) >= 8
     best = [f for f in files if not any(_beats(other, f) for other in files)]
     assert 1 < picture.locator(".dot.best").count() == len(best) < len(files)
-    assert page.get_by_role("table", name="Size against loss").locator("tbody tr").count() == len(files)
+    few = page.get_by_role("table", name="Size against loss", exact=True).locator("tbody tr")
+    assert [row.endswith("frontier") for row in few.all_inner_texts()] == [True] * 4
+    page.get_by_text(f"{len(files) - 4} more").first.click()
+    more = page.get_by_role("table", name="Size against loss: more").locator("tbody tr")
+    assert more.count() == len(files) - 4
     choice.select_option("shrink smaller")
     page.locator(".dot.chosen rect").first.wait_for()
-    assert "chosen, frontier" in page.get_by_role("table", name="Size against loss").inner_text()
+    assert "chosen, frontier" in page.get_by_role("table", name="Size against loss", exact=True).inner_text()
     choice.select_option("pick code")
     page.get_by_role("img", name=re.compile("^Speed against quality: ")).wait_for()
-    names = page.get_by_role("table", name="Speed against quality").locator("tbody th").all_inner_texts()
+    names = page.get_by_role("table", name=re.compile("^Speed against quality")).locator("tbody th").all_inner_texts()
     assert set(names) == {model["name"] for model in json.loads((RECORDS / "pick.json").read_text())["models"]}
     assert axe_findings(page) == []
 

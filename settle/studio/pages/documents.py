@@ -6,15 +6,17 @@ from typing import Any
 
 from nicegui import ui
 
-from settle.retrieve.index.collection import collection_names
+from settle.base.words.amounts import amount
+from settle.library.deletion import folder_size
+from settle.retrieve.index.collection import CollectionFolder, collection_names
 from settle.retrieve.index.list_collections import list_status
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
-from settle.studio.layout import Slot, button, card, empty_state, words
+from settle.studio.layout import Slot, button, card, confirmed, empty_state, words
 from settle.studio.pages import Page
 from settle.studio.passage import passage_link
 from settle.studio.table import show_listed
-from settle.studio.visit import Visit, reported
+from settle.studio.visit import Visit, in_thread, reported
 
 INDEX = "/new?command=index"
 TITLES = {"refused": "The documents do not answer this", "quoted": "Quoted from the documents", "written": "Answer"}
@@ -60,12 +62,25 @@ class Documents(Page):
                     f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
                 )
 
+            async def delete() -> None:
+                await indexing.read(["index", "--delete", "--", collection.text])
+                ui.navigate.reload()
+
+            async def ask_to_delete() -> None:
+                name = collection.text
+                size = amount(await in_thread(folder_size, CollectionFolder(name).path), "bytes")
+                question = f"Delete the index of {name}: {size}? The documents stay where they are."
+                with asking.anew():
+                    confirmed(question, f"Delete {name} for good", delete, asking.clear)
+
             show_status = partial(show_listed, status, "Collections", partial(list_status, []))
             await show_status()
             with ui.element("div").classes("row"):
                 button("Bring the chosen one up to date", update)
+                button("Delete the chosen one", ask_to_delete, classes="danger")
                 ui.link("Index a folder", INDEX)
                 indexing = CommandChild()
+            asking = Slot()
 
 
 def show_answer(answer: Mapping[str, Any]) -> None:
@@ -105,7 +120,9 @@ def _show_sentence(sentence: Mapping[str, Any], name: str) -> None:
     with ui.element("p").classes("sentence"):
         words(str(sentence["text"]), "span")
         if sentence["supported"]:
-            link = ui.link(f"[{sentence['number']}]", passage_link(name, sentence["passage"]), new_tab=True)
+            cited = str(sentence["quote"] or sentence["text"])
+            address = passage_link(name, sentence["passage"], sentence=cited)
+            link = ui.link(f"[{sentence['number']}]", address, new_tab=True)
             link.props["aria-label"] = f"[{sentence['number']}], {sentence['place']}"
             if sentence["support"] < 1:  # a quoted one is supported by itself
                 words(f"supported, {sentence['support']:.0%}", "small", "good")

@@ -13,6 +13,7 @@ from settle.base.events import Event
 from settle.base.files import home
 from settle.base.run import Run
 from settle.base.words.amounts import amount, three_digits
+from settle.jobs.tradeoffs import MeasuredResult, measured_results, read_tradeoffs
 from settle.library.catalogue import catalogue
 from settle.library.deletion import folder_size, prunable_size
 from settle.library.pull import origin_in_words
@@ -26,7 +27,7 @@ from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
 from settle.studio.layout import Facts, Slot, button, card, confirmed, empty_state, failure, words
 from settle.studio.pages import Page
-from settle.studio.pareto import MeasuredResult, measured_results, read_tradeoffs, show_tradeoffs
+from settle.studio.pareto import show_tradeoffs
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread, reported
 

@@ -7,7 +7,7 @@ from nicegui import ui
 from settle.base.errors import UsageError
 from settle.studio.layout import Facts, card, words
 from settle.studio.pages import Page
-from settle.studio.passage import open_passage, page_link, passage_link
+from settle.studio.passage import Line, marked_parts, open_passage, page_link, passage_link
 from settle.studio.visit import Visit, in_thread
 
 NUMBER = re.compile(r"[0-9]{1,15}")
@@ -33,13 +33,19 @@ class Passage(Page):
                 ui.link(f"Open the document at page {at.place.page}", link, new_tab=True)
             if opened.note:
                 words(opened.note, classes="warn")
+            lines = opened.lines or [Line(0, text, True) for text in opened.passage.text.split("\n")]
+            parts = iter(
+                marked_parts([line.text for line in lines if line.is_of_passage], visit.query.get("sentence", ""))
+            )
             with ui.element("pre").classes("lines").props("tabindex=0"):
-                for line in opened.lines:
+                for line in lines:
                     with ui.element("div"):
-                        words(f"{line.number:5} ", "span", "dim")
-                        words(line.text, "mark" if line.is_of_passage else "span")
-                if not opened.lines:
-                    words(opened.passage.text, "mark")
+                        words(f"{line.number:5} " if line.number else "", "span", "dim")
+                        before, marked, after = next(parts) if line.is_of_passage else (line.text, "", "")
+                        for text, tag in ((before, "span"), (marked, "mark"), (after, "span")):
+                            if text:
+                                words(text, tag)
+        ui.run_javascript("document.querySelector('mark')?.scrollIntoView({block: 'center'})")
         if len(opened.occurrences) > 1:
             with card("It also is in"), ui.element("ul"):
                 for other, occurrence in enumerate(opened.occurrences):

@@ -15,12 +15,13 @@ from settle.base.words.amounts import amount, duration
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import NOTHING_KEPT, PHASES, evidence_text, left_text, outlook_text
 from settle.jobs.run_reports import summary_of
+from settle.jobs.tradeoffs import MeasuredResult, Tradeoff, read_tradeoffs
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
 from settle.studio.feed import RunFeed
 from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
-from settle.studio.pareto import MeasuredResult, Tradeoff, read_tradeoffs, show_tradeoffs
+from settle.studio.pareto import show_tradeoffs
 from settle.studio.run_actions import RunActions, show_files
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
