@@ -35,6 +35,7 @@ from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
 from settle.wire.exchange import Request
+from tests import once
 from tests.doctor.example_run import example_run, record
 
 STEPS, DOCUMENTS, RATE = 110, 14, 6e-3
@@ -43,7 +44,14 @@ HEAD, LARGE = 32, 50.0
 
 @functools.cache
 def chat_model() -> Path:
-    """Return its GGUF file."""
+    """Return its GGUF file, in a folder of this process; it is trained once for all workers."""
+    folder = tempfile.TemporaryDirectory()
+    chat_model.folder = folder  # removed with the process
+    return Path(shutil.copy(once.made("chat.gguf", _train), folder.name))
+
+
+def _train(path: Path) -> None:
+    """Train it, and write its file."""
     folder = tempfile.TemporaryDirectory()
     turns = [
         f"<|im_start|>user\n{known.question}<|im_end|>\n<|im_start|>assistant\n{known.answer}<|im_end|>\n"
@@ -51,7 +59,6 @@ def chat_model() -> Path:
     ]
     texts = PROSE + SPELLED + PARAGRAPHS
     tokenizer = ByteBpeTokenizer.train(texts + turns, 640, Path(folder.name))
-    chat_model.folder = folder  # removed with the process
     part = Llama(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         head_dim=HEAD, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
@@ -75,7 +82,8 @@ def chat_model() -> Path:
     assert loss < 0.5
     weights = {name: p.detach() for name, p in model.named_parameters()}
     _make_keys_uneven(weights)
-    return export_gguf(part, weights, tokenizer, Path(folder.name) / "chat.gguf", "f16")
+    export_gguf(part, weights, tokenizer, path, "f16")
+    folder.cleanup()
 
 
 def _make_keys_uneven(weights: dict[str, torch.Tensor]) -> None:

@@ -24,7 +24,7 @@ SETTINGS = [
     "--size", "60k", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads", "1",
     "--data.vocab-size", "400", "--refit",
 ]  # fmt: skip
-SHORT, LONG = ("--steps", "40"), ("--steps", "150")
+SHORT, LONG = ("--steps", "40"), ("--steps", "80")
 
 
 def train(text: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[dict[str, Any], str]:
