@@ -11,9 +11,11 @@ def tiny():
     return trained()
 
 
-@pytest.fixture(autouse=True)
-def brief_exports(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def brief_exports():
     """Every run ends with the gate and a picture, which tests/evaluate/ proves: here the gate compares an eighth of the
     positions, and nothing is drawn. Commands that are processes of their own do all of it."""
-    monkeypatch.setitem(vars(BRIEF), "num_logprobs", BRIEF.num_logprobs // 8)
-    monkeypatch.setattr(curves, "picture", lambda *_: b"\x89PNG\r\n\x1a\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(BRIEF), "num_logprobs", BRIEF.num_logprobs // 8)
+        patch.setattr(curves, "picture", lambda *_: b"\x89PNG\r\n\x1a\n")
+        yield
