@@ -65,7 +65,7 @@ class _View:
             self.learned = ui.link("How it learned", f"/learning/{self.run.path.name}")
             ui.link("Compare", f"/compare?runs={self.run.path.name}")
         self.actions, self.problem = Slot(is_read=False), Slot()
-        with ui.element("div").classes("columns level"):
+        with ui.element("div").classes("columns level") as top:
             with card("Verdict"):
                 self.verdict = Facts()
             with card("Progress") as progress:
@@ -81,13 +81,13 @@ class _View:
             self.losses = Chart("Loss, nats", ("held-out", "training", "expected at the end"), height=320)
         with ui.element("div").classes("columns pairs") as small:
             self.small = {name: _small_chart(name, title) for name, title in SMALL_CHARTS.items()}
-        with card("What it writes") as samples:
+        with card("What it writes") as self.writes:
             self.samples = Slot(is_read=False)
         if self.run.command == "shrink":  # which trains nothing
-            for part in (progress, settled, losses, small, samples, self.learned):
+            for part in (progress, settled, losses, small, self.learned):
                 part.set_visibility(False)
-        with card("Forecast and actual"):
-            self.forecast = Slot(is_read=False)
+            top.classes(remove="columns level")
+        self.forecast = Slot(is_read=False)
         self.files = Slot(is_read=False)
         with card("What happened"):
             self.lines = Table("What happened", ("time", "event"), empty="Nothing has been reported yet.")
@@ -160,12 +160,12 @@ class _View:
                     show_files(result.files)
         with self.forecast.anew():
             if forecast.rows:
-                Table.of(forecast, "Forecast and actual")
-            else:
-                words("There is no forecast.", classes="empty")
+                with card("Forecast and actual"):
+                    Table.of(forecast, "Forecast and actual")
 
     def _show_samples(self) -> None:
         samples = self.feed.samples
+        self.writes.set_visibility(bool(samples) or (self.status != "finished" and self.run.command != "shrink"))
         if len(samples) == self.num_samples:
             return
         self.num_samples = len(samples)
