@@ -203,6 +203,7 @@ def test_no_script_that_a_model_answers_with_runs(page, sea):
     """In a conversation, and beside another model."""
     for number, two in enumerate(("", "&with=shore")):
         page.goto(f"/chat?model=sea{two}")
+        page.get_by_text("Settings", exact=True).click()
         page.get_by_text("More settings").click()
         page.get_by_label("top-k").fill("40")
         page.get_by_label("max-tokens").fill("1")
