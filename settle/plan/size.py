@@ -7,7 +7,7 @@ first is most of it, and a rule of FLOPs alone would choose models far too small
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,8 @@ import numpy as np
 from settle.base.amounts import count, seconds
 from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
-from settle.machine import Accelerator, num_threads, power, probe_dtype
+from settle.data.tokenizer.byte_bpe import vocabulary_size
+from settle.machine import Accelerator, accelerator, num_threads, power, probe_dtype
 from settle.machine.measurement_cache import key, remembered
 from settle.model.architectures import Architecture
 from settle.model.config import default_context, tokens_per_batch
@@ -125,7 +126,7 @@ def choose_size(
     """Choose the size that suits the budget and the corpus; `why` receives the reason of each number."""
     seconds = requested_seconds(settings, device)
     budget = seconds and max(seconds / 4, seconds - spent - AROUND_SECONDS)
-    choice = _Choice(settings, corpus, device)
+    choice = _Choice(settings, corpus.train.num_tokens, corpus.tokenizer.vocab_size, device)
     if settings.size:
         parameters = count(settings.size)
         why["parameters"] = "the shape nearest to the size asked for"
@@ -145,12 +146,22 @@ def choose_size(
     return Size(parameters, context, batch, micro, expected, seconds)
 
 
+def sizes_in(times: Sequence[float], num_tokens: int, num_bytes: int) -> list[tuple[int, int]]:
+    """Return for each of some time budgets, in seconds, the parameters that suit it, and how many tokens they see.
+
+    num_tokens, num_bytes: of a text that is not prepared yet.
+    """
+    choice = _Choice(TrainingSettings(), num_tokens, vocabulary_size(num_bytes), accelerator(None))
+    loops = [max(seconds / 4, seconds - AROUND_SECONDS) for seconds in times]
+    sizes = [choice.best(loop)[0] for loop in loops]
+    return [(size, int(choice.tokens_in(loop, size))) for size, loop in zip(sizes, loops, strict=True)]
+
+
 class _Choice:
     """Sizes weighed against each other by how many tokens each could see and what loss that would leave."""
 
-    def __init__(self, settings: TrainingSettings, corpus: Corpus, device: Accelerator) -> None:
-        self.settings, self.unique = settings, corpus.train.num_tokens
-        self.vocab_size = corpus.tokenizer.vocab_size
+    def __init__(self, settings: TrainingSettings, unique: int, vocab_size: int, device: Accelerator) -> None:
+        self.settings, self.unique, self.vocab_size = settings, unique, vocab_size
         self.family = family_named(settings.architecture)
         self.device = device
 

@@ -17,7 +17,7 @@ from nicegui import ui
 
 from settle.base.errors import RunError, SettleError
 from settle.base.event_log import read_events
-from settle.base.events import Event, Progress, RunFailed
+from settle.base.events import Event, PlanReady, Progress, RunFailed
 from settle.base.python_command import NEW_GROUP, module_command
 from settle.base.visible import visible
 from settle.base.words.sentences import event_lines, progress_text
@@ -32,8 +32,11 @@ POLL_SECONDS, FOLLOW_SECONDS = 0.1, 0.5
 class CommandChild:
     """A command whose result a page shows, one at a time; it ends with the page.
 
-    status: a line of the page that says what it does, above a bar that shows how far it is; talk: its latest lines.
+    status: a line of the page that says what it does, above a bar that shows how far it is; talk: its latest lines;
+    plan: that the latest one made.
     """
+
+    plan: PlanReady | None = None
 
     def __init__(self) -> None:
         self.status = words("", classes="dim").props('role="status"')
@@ -91,6 +94,7 @@ class CommandChild:
         code = await process.wait()
         result = (await answer).strip()
         self._process = None
+        self.plan = next((event for event in read_events(report) if isinstance(event, PlanReady)), None)
         if code not in (0, NOT_BETTER) or not result:
             raise _error_in(read_events(report), self.talk) if code > 0 else RunError("it was stopped", "")
         values: Mapping[str, Any] = json.loads(result.splitlines()[-1])

@@ -8,11 +8,14 @@ export default {
   watch: { puts() { this.now = this.value; } },
   template: `
     <div class="field" :class="kind">
+      <output v-if="kind === 'slider'" :for="name">{{ place.label }}</output>
       <label :for="name">{{ label }}</label>
       <select v-if="kind === 'choice'" :id="name" class="pick" v-model="now" @change="send" v-bind="about">
         <option v-for="option in options" :value="option.value">{{ option.label }}</option>
       </select>
       <input v-else-if="kind === 'switch'" :id="name" type="checkbox" v-model="now" @change="send" v-bind="about">
+      <input v-else-if="kind === 'slider'" :id="name" type="range" :max="options.length - 1" :value="options.indexOf(place)"
+             :aria-valuetext="place.label" @input="now = options[$event.target.value].value; send()" v-bind="about">
       <textarea v-else-if="kind === 'lines'" :id="name" class="pick" rows="3" :placeholder="hint" v-model="now" @change="send" @keydown.enter="press" v-bind="about"></textarea>
       <input v-else :id="name" class="pick" type="text" autocomplete="off" spellcheck="false" :placeholder="hint" v-model="now"
              :list="name + 'list'" @change="send" @input="$emit('typed', now)" @keydown.enter="enter" v-bind="about">
@@ -21,6 +24,7 @@ export default {
       <p v-if="error" :id="name + 'error'" class="bad" role="alert">{{ error }}</p>
     </div>`,
   computed: {
+    place() { return this.options.find((option) => option.value === this.now) ?? this.options[0]; },
     about() {
       const ids = [this.help && this.name + "help", this.error && this.name + "error"].filter(Boolean).join(" ");
       return { "aria-describedby": ids || null, "aria-invalid": this.error ? "true" : null };

@@ -10,16 +10,16 @@ from settle.base.errors import UsageError
 from settle.base.visible import visible_line
 from settle.studio.visit import in_thread
 
-Kind = Literal["text", "lines", "choice", "switch"]
+Kind = Literal["text", "lines", "choice", "switch", "slider"]
 
 
 class Field(Element, component="field.js"):
     """One setting or question on a page, with its control.
 
-    value: of a choice, its first option where it is none of them. options: of a choice, (value, label), or a value that
-    is its own label; of a text, proposed values. hint: the effective value when it is left empty. suggest: proposes
-    values for the typed text, in a thread. on_set: called when `value` changes. sends: of lines: Enter emits "enter"
-    and begins no line.
+    value: of a choice, its first option where it is none of them. options: of a choice or a slider, (value, label), or
+    a value that is its own label; of a text, proposed values. hint: the effective value when it is left empty. suggest:
+    proposes values for the typed text, in a thread. on_set: called when `value` changes. sends: of lines: Enter emits
+    "enter" and begins no line.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Field(Element, component="field.js"):
     ) -> None:
         super().__init__()
         pairs = [(option, option) if isinstance(option, str) else option for option in options]
-        if kind == "choice" and value not in dict(pairs):
+        if kind in ("choice", "slider") and value not in dict(pairs):
             value = pairs[0][0]
         self.value, self.on_set, self._suggest = value, on_set, suggest
         self.props.update({"name": f"field{self.id}", "label": label, "kind": kind, "value": value, "puts": 0})

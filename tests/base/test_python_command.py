@@ -22,7 +22,7 @@ HERE = {
     "studio page": """
         import asyncio
         from settle.studio.command_child import read_module
-        asyncio.run(read_module("settle.studio.forms.settings", "train", seconds=120))
+        asyncio.run(read_module("settle.base.described_settings", "train", seconds=120))
     """,
     "studio command": """
         import asyncio

@@ -23,6 +23,7 @@ from settle.base.errors import RunError, cannot_write
 
 JsonObject = Mapping[str, Any]  # that anyone may have written
 MOST_CHARACTERS = 1 << 20  # of a recipe, a template or a list of questions
+MOST_LISTED = 30  # names that are proposed for what is typed
 REPLACE_TRIES, REPLACE_SECONDS = 40, 0.05  # of a file that another program has open
 
 
@@ -193,3 +194,15 @@ def _is_torn(path: Path) -> bool:
     with path.open("rb") as f:
         f.seek(-1, os.SEEK_END)
         return f.read() != b"\n"
+
+
+def paths_from(typed: str) -> list[str]:
+    """Return a few files and folders whose path begins with what is typed, those of the home folder at first."""
+    start = Path(typed or "~/").expanduser()
+    folder = start if typed.endswith("/") or not typed else start.parent
+    try:
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        named = [path for path in found if str(path).startswith(str(start)) and not path.name.startswith(".")]
+        return [f"{path}/" if path.is_dir() else str(path) for path in named[:MOST_LISTED]]
+    except OSError:
+        return []

@@ -5,7 +5,8 @@ import datetime
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from filelock import FileLock, Timeout
 
 from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.event_log import tail
-from settle.base.events import PhaseStarted, RunFailed
+from settle.base.events import Event, PhaseStarted, RunFailed, RunStarted, WorkStarted
 from settle.base.files import home, read_json, write_atomic, write_json
 from settle.base.run.result import Result, parse_result
 
 TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
+FAILS_SOON_SECONDS = 10.0  # in which a command says what is wrong with its files
 ELSEWHERE = "or set SETTLE_HOME to a folder that has both"
 NAMES = "names.txt"  # in a folder: the names that the run was given later, the latest last
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
@@ -206,3 +208,20 @@ def free_name(wanted: str, taken: Collection[str] | None = None) -> str:
         number += 1
         free = f"{name}-{number}"
     return free
+
+
+def begun_work(events: Iterable[Event]) -> RunStarted | WorkStarted | None:
+    """Return what a command reported first that it works on: later ones are of runs that the work starts itself."""
+    return next((event for event in events if isinstance(event, RunStarted | WorkStarted)), None)
+
+
+def has_begun(events: Iterable[Event]) -> bool:
+    """Return whether the work of a command has begun.
+
+    A run has its plan by then, or has prepared its data for longer than it takes to find what is wrong with them.
+    """
+    match begun_work(events):
+        case RunStarted() as run:
+            return Run(Path(run.path)).has_begun or time.time() - run.time > FAILS_SOON_SECONDS
+        case first:
+            return first is not None

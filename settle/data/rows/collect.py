@@ -236,7 +236,7 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
 
     Raises DataError for mixed or broken rows, and when a side would have none.
     """
-    files, held_out_files = (_of_one_sort(side, ledger) for side in (sources.train, sources.held_out))
+    files, held_out_files = (of_one_sort(side, ledger) for side in (sources.train, sources.held_out))
     reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
     prompts: list[int] = []
     names = [f.name for f in files + held_out_files]
@@ -279,7 +279,7 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
     return collected
 
 
-def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
+def of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
     """Leave out text files that lie with files of rows: a folder's README is not an example."""
     rows = [file for file in files if Reader.part(file.reader).has_columns]
     for file in files if rows else ():

@@ -11,6 +11,8 @@ from nicegui import ui
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
+from settle.base.command_line import Given, arguments
+from settle.base.described_settings import describe
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Event, Warn
@@ -28,9 +30,7 @@ from settle.infer.engine import engine_of
 from settle.library.facts import chat_models, sampling_of
 from settle.library.resolve import resolve_gguf
 from settle.studio.field import Field
-from settle.studio.forms.arguments import Given, arguments
 from settle.studio.forms.form import Form
-from settle.studio.forms.settings import describe
 from settle.studio.layout import START, Slot, button, confirmed, empty_state, words
 from settle.studio.open_models import OPEN_MODELS
 from settle.studio.pages import Page

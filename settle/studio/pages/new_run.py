@@ -1,41 +1,30 @@
-"""New run: the form of a command, what it will need, the rows as they will be learned, and the same in a terminal."""
+"""New run: choose what to learn from, a model and a time, see what that gives, and start it; forms of other work."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import quote
 
 from nicegui import ui
 
+from settle.base.command_line import Given
 from settle.base.errors import SettleError
-from settle.base.events import Event, RunStarted, WorkStarted
-from settle.base.python_command import shell_line
 from settle.base.registry import Part
-from settle.base.run import Run
-from settle.base.words.figures import comparison
-from settle.studio.command_child import CommandChild, start_command
+from settle.data.rows.preview import COLUMNS, KINDS, DataPreview, preview
+from settle.studio.command_child import CommandChild, read_module
 from settle.studio.field import Field
-from settle.studio.forms.arguments import arguments, check
-from settle.studio.forms.drop import Drop
-from settle.studio.forms.form import Form, proposed_paths
-from settle.studio.forms.settings import Setting, settings_of
-from settle.studio.layout import Slot, button, card, chips, failure, words
+from settle.studio.forms.work import Work, WorkForm, add_files, show_row
+from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
-from settle.studio.table import Table
-from settle.studio.visit import Visit
+from settle.studio.table import Cell, Table
+from settle.studio.visit import Visit, in_thread, reported
 
-COPY = "(e) => navigator.clipboard.writeText(document.querySelector('.commandline').textContent)"
-TALK_LINES = 14
-# where a person sees what became of it
-WHERE = {
-    "index": ("See the documents", "/documents"),
-    **dict.fromkeys(("pick", "choose"), ("See the results", "/models")),
-}
+TONES = {"yes": "good", "barely": "warn", "no": "bad"}
+ESTIMATE_SECONDS = 90.0
 
 
 class NewRun(Page):
-    """The form of one command; the others are a link away."""
+    """A new run, or the form of another command."""
 
     path = "/new"
     title = "New run"
@@ -43,143 +32,174 @@ class NewRun(Page):
 
     async def build(self, visit: Visit) -> None:
         commands = {name: c for name, c in visit.studio.commands().items() if getattr(c, "begins_work", False)}
-        command = commands.get(visit.query.get("command", "")) or commands["train"]
-        chips("Commands", [(name, f"/new?command={name}", each is command) for name, each in commands.items()])
-        first, *more = inspect.cleandoc(str(command.__doc__)).replace("`", "").split("\n\n")
-        words(" ".join(first.split()), classes="dim")
-        if more:
-            with ui.element("details"):
-                words(f"About settle {command.part_name()}", "summary")
-                for paragraph in more:
-                    words(" ".join(paragraph.split()), classes="dim")
-        NewRunForm(command, await settings_of(command))
-
-
-class NewRunForm:
-    """The form, and beside it what will become of it."""
-
-    def __init__(self, command: type[Part], settings: Sequence[Setting]) -> None:
-        self.command, self.is_forecast = command, "dry" in command.model_fields
-        with ui.element("div").classes("columns"):
-            with card("Settings"):
-                self._add_files()
-                self.form = Form(command, settings, self.changed)
-            with ui.element("div").classes("beside"):
-                with card("The same in a terminal"):
-                    self.line = words(shell_line("settle", *arguments(command, {})), "pre", "commandline")
-                    words("Copy", "button", "act").props('type="button"').on("click", js_handler=COPY)
-                with card("Before it starts"):
-                    self._add_buttons()
-
-    def _add_files(self) -> None:
-        """Add what is dropped, or found by its path, to the setting that takes files."""
-        names = [key for key in ("inputs", "paths", "examples", "prompts") if key in self.command.model_fields]
-        if not names:
-            return
-        key = names[0]
-
-        async def add(path: str) -> None:
-            field = self.form.fields[key]
-            lines = [line for line in str(field.value).splitlines() if line.strip()]
-            field.put("\n".join([*lines, path]) if field.props["kind"] == "lines" else path)
-            await self.changed()
-
-        async def add_typed() -> None:
-            if typed.text:
-                await add(typed.text)
-                typed.put("")
-
-        Drop(f"Files for {key}: drop them here, or choose", add)
-        typed = Field("Or a file or folder of this machine", suggest=proposed_paths, hint="/home/…")
-        typed.on("enter", add_typed)
-        with ui.element("div").classes("row"):
-            button(f"Add to {key}", add_typed)
-
-    def _add_buttons(self) -> None:
-        if self.is_forecast:
-            words("The plan and the forecast are measured on this machine; nothing is kept.", classes="dim")
+        others = {name: _purpose(c) for name, c in commands.items() if name not in ("train", "tune")}
+        name = visit.query.get("command", "train")
+        if name in others:
+            words(others.pop(name), classes="dim")
+            await WorkForm(commands[name], visit.query).build()
         else:
-            words("This command makes no forecast; it says what it does as it works.", classes="dim")
-        with ui.element("div").classes("row"):
-            if self.is_forecast:
-                button("Forecast", self.look)
-                button("Stop the forecast", lambda: self.outlook.stop())
-            button("Start", self.start, main=True)
-        self.outlook = CommandChild()
-        self.place = Slot()
+            await Start(commands, visit.query).build()
+        with card("Other kinds of work"), ui.element("dl"):
+            for other, purpose in sorted(others.items()):
+                with words("", "dt"):
+                    ui.link(other.capitalize(), f"/new?command={other}")
+                words(purpose, "dd")
+
+
+def _purpose(command: type[Part]) -> str:
+    return " ".join(inspect.cleandoc(str(command.__doc__)).partition("\n\n")[0].replace("`", "").split())
+
+
+class Start(Work):
+    """What was chosen so far; each choice shows the next one."""
+
+    found: DataPreview
+
+    def __init__(self, commands: Mapping[str, type[Part]], asked: Mapping[str, str]) -> None:
+        super().__init__(commands["tune"], asked, ("inputs", "model", "time"))
+        self.commands, self.model = commands, asked.get("model", "")
+        self.inputs = [line for line in asked.get("inputs", "").splitlines() if line]
+        self.columns: dict[str, str] = {}
+        self.about: Mapping[str, Any] = {}  # what `settle.plan.report.start_choices` prints
+
+    async def build(self) -> None:
+        """Add the elements."""
+        with ui.element("div").classes("columns start"):
+            with ui.element("div"):
+                with card("What should it learn from?"):
+                    path, self.data = add_files(self._add), Slot()
+                self.choice, self.more = Slot(is_read=False), Slot(is_read=False)
+            with ui.element("div").classes("beside"):
+                self.end = Slot(is_read=False)
+        if self.inputs:
+            path.put(self.inputs[0])
+            ui.timer(0, reported(self._look), once=True)  # the page is there before they are read
+
+    # --- what it is ---
+
+    async def _add(self, path: str) -> None:
+        self.inputs, self.columns = [path], {}
+        await self._look()
+
+    async def _look(self) -> None:
+        for place in (self.choice, self.more, self.end):
+            place.clear()
+        with self.data.anew():
+            words("Reading …", classes="dim")
+            try:
+                self.found = await in_thread(preview, self.inputs, self.columns)
+            except SettleError as e:
+                self.data.clear()
+                failure(e)
+                return
+            self.data.clear()
+            self._show_data(self.found)
+        if self.found.num_rows:
+            await self._show_models()
+
+    def _show_data(self, found: DataPreview) -> None:
+        words(KINDS[found.kind], "h3")
+        words(found.amounts, classes="dim")
+        self._add_columns(found)
+        if found.samples:
+            words("The model learns what is marked, and only reads the rest.", classes="dim")
+        for where, pieces in found.samples:
+            show_row(where, pieces)
+        if found.left_out:
+            words("Left out", "h3")
+            rows = [[out.reason, f"{out.number:,}", out.first] for out in found.left_out]
+            Table("Left out", ("why", "how many", "the first"), (1,), rows=rows)
+        if found.is_text:
+            ui.link("Ask questions about it instead", f"/new?command=index&paths={quote(self.inputs[0])}")
+
+    def _add_columns(self, found: DataPreview) -> None:
+        """Show which column is what; another choice is used at once."""
+
+        async def use() -> None:
+            columns = {part: field.text for part, field in fields.items() if field.text}
+            self.columns = {"text": columns["completion"]} if [*columns] == ["completion"] else columns
+            await self._look()
+
+        with ui.element("div").classes("columns"):
+            fields = {
+                part: Field(COLUMNS[part], "choice", options=options, value=value, on_set=use)
+                for part, (value, options) in found.parts.items()
+            }
+        if found.kind == "table":
+            button("Use these columns", use)
+
+    # --- the model ---
+
+    async def _show_models(self) -> None:
+        found = self.found
+        with self.choice.anew(), card("Which model?"):
+            state, self.getting = words("Looking at what fits on this machine …", classes="dim"), CommandChild()
+            columns = ("model", "parameters", "licence", "memory", "fits here", "time to see all once", "")
+            self.list = Table("Models", columns, (1, 3, 5), " ", on_act=self._choose).classes("tall")
+            numbers = map(str, (found.characters, found.num_bytes, 0 if found.is_text else found.num_rows))
+            try:
+                about = await read_module("settle.plan.report.start_choices", *numbers, seconds=ESTIMATE_SECONDS)
+            except SettleError as e:
+                failure(e)
+                return
+            finally:
+                state.delete()
+        self.about = cast(Mapping[str, Any], about)
+        self.model = self.model or self.about["proposed"]
+        await self._show_end()
+
+    async def _choose(self, name: str, act: str) -> None:
+        if act != "Choose":
+            await self.getting.read(["pull", name])
+        self.model = name
+        await self._show_end()
+
+    def _row(self, one: Mapping[str, Any]) -> list[Cell]:
+        *cells, fits, once = one["cells"]
+        chosen: Cell = {"text": "✓ chosen", "tone": "good"}
+        offer: Cell = {"text": "", "acts": [one["act"]] if one["act"] else []}
+        return [*cells, {"text": fits, "tone": TONES[fits]}, once, chosen if one["name"] == self.model else offer]
+
+    # --- the time, the forecast, and the start ---
+
+    async def _show_end(self) -> None:
+        """Show what follows from the choice of a model."""
+        choices = self.about["choices"]
+        self.list.show([self._row(one) for one in choices], [one["name"] for one in choices])
+        self.is_new = self.found.is_text and self.model == self.about["proposed"]
+        self.command, self.form = self.commands["train" if self.is_new else "tune"], None
+        self.end.clear()
+        if not self.model:
+            return
+        with self.end, card("How long?"):
+            self.time = Field("At most", "slider", options=[*map(tuple, self.about["times"])],
+                              value=self.asked.get("time", self.about["time"]), on_set=self.changed)  # fmt: skip
+            self.facts = Facts()
+            self.add_start()
+        with self.more.anew(), ui.element("details").classes("panel").on("toggle", reported(self._open_settings)):
+            words("All settings", "summary")
+            self.settings = ui.element("div")
+        await self.changed()
+
+    async def _open_settings(self) -> None:
+        """Add the fields when they are first looked at."""
+        if not self.settings.default_slot.children:
+            with self.settings:
+                await self.add_settings()
+
+    def given(self) -> dict[str, Given]:
+        """Return what was chosen, and what the settings add to it."""
+        own: dict[str, Given] = {} if self.is_new else {"model": self.model}
+        own |= {"inputs": self.inputs} | ({"time": self.time.text} if self.time.text else {})
+        if "rows" in self.command.model_fields:
+            own |= {f"rows.columns.{part}": column for part, column in self.columns.items()}
+            own |= {"rows.drop_broken": True} if self.found.refused else {}
+        return own | super().given()
 
     async def changed(self) -> None:
-        """Make the command line follow the form."""
-        self.line.text = shell_line("settle", *arguments(self.command, self.form.given()))
-        self.form.show_error(None)
-
-    def _checked(self) -> list[str]:
-        given = self.form.given()
-        check(self.command, given)
-        return arguments(self.command, given)
-
-    async def look(self) -> None:
-        """Show the forecast."""
-        with self.place.anew():
-            try:
-                result = await self.outlook.read([*self._checked(), "--dry"])
-                show_outlook(result, "\n".join([*self.outlook.talk][-TALK_LINES:]))
-            except SettleError as e:
-                self._show(e)
-
-    async def start(self) -> None:
-        """Start the command, in a process of its own."""
-        with self.place.anew():
-            try:
-                events = await start_command(self._checked(), has_begun, partial(setattr, self.outlook.status, "text"))
-                show_begun(events)
-            except SettleError as e:
-                self._show(e)
-            finally:
-                self.outlook.status.text = ""
-
-    def _show(self, error: SettleError) -> None:
-        """At its field, or here where it is about none."""
-        if not self.form.show_error(error):
-            failure(error)
-
-
-def has_begun(events: Sequence[Event]) -> bool:
-    """Return whether the work of a command has begun: a run has its plan by then, and what was asked is in order."""
-    first = _first_of(events)
-    return isinstance(first, WorkStarted) or (first is not None and Run(Path(first.path)).has_begun)
-
-
-def show_begun(events: Sequence[Event]) -> None:
-    """Show what was started, by its own report, and where to watch it."""
-    match _first_of(events):
-        case RunStarted() as run:
-            words("It has started, and continues when this page is closed.", classes="good")
-            ui.link(f"Watch {run.name}", f"/runs/{Path(run.path).name}")
-        case WorkStarted() as work:
-            words(f"{work.what} {work.name} has started, and continues when this page is closed.", classes="good")
-            ui.link(*WHERE[work.what])
-        case None:
-            words("It is done.", classes="good")
-
-
-def _first_of(events: Sequence[Event]) -> RunStarted | WorkStarted | None:
-    """Later ones are of runs that the work starts itself."""
-    return next((event for event in events if isinstance(event, RunStarted | WorkStarted)), None)
-
-
-def show_outlook(result: Mapping[str, Any], talk: str) -> None:
-    """Show what a command with --dry returned: the forecast, the rows as they are learned; else its words."""
-    forecast = comparison(result.get("forecast") or {}, None)
-    if forecast.rows:
-        Table.of(forecast, "Forecast")
-    else:
-        words(talk, "pre", "tall")
-    if "previews" in result:
-        words("Rows as they will be learned", "h3")
-        words("The model learns what is marked; the rest it only reads.", classes="dim")
-    for row in result.get("previews") or ():
-        words(f"{row['origin']}: {row['num_supervised']:,} of {row['num_tokens']:,} tokens are learned", classes="dim")
-        with ui.element("pre").classes("tall"):
-            for text, is_learned in row["pieces"]:
-                words(text, "mark" if is_learned else "span")
+        """Make the forecast and the command line follow what was chosen."""
+        outlooks: Mapping[str, Any] = next(
+            (one["outlooks"] for one in self.about["choices"] if one["name"] == self.model), {}
+        )
+        self.facts.show(outlooks.get(self.time.text, []))
+        await super().changed()

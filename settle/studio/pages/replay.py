@@ -118,7 +118,7 @@ async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, obje
     """Return what the run read at each step; empty where the prepared data are gone, or are of no such kind."""
     arguments = [str(run.path), *map(str, steps)]
     try:
-        found = await read_module("settle.studio.seen_child", *arguments, seconds=SEEN_SECONDS)
+        found = await read_module("settle.jobs.seen_batch", *arguments, seconds=SEEN_SECONDS)
     except RunError:
         return {}
     return cast(Mapping[str, Mapping[str, object]], found)

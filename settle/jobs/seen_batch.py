@@ -1,8 +1,8 @@
 """Prints, as JSON, what a run read at each of some steps: where its batch is from, and how it begins.
 
-    python -m settle.studio.seen_child RUN_FOLDER STEP ...
+    python -m settle.jobs.seen_batch RUN_FOLDER STEP ...
 
-A process of its own: what reads the prepared data takes more memory than the studio has. A batch is a function of the
+What reads the prepared data takes memory that the studio does not. A batch is a function of the
 seed and its number, so the very text that was read is found again.
 """
 

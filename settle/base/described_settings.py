@@ -1,11 +1,11 @@
-"""The settings of a command as its form shows them, apart from what they are read from.
+"""The settings of a command as a form shows them, apart from what they are read from.
 
-What can be chosen is read from parts, which import torch: 200 MB. So a process of its own reads it, and prints it:
+What can be chosen is read from parts, which import torch: 200 MB. A program that has no use for torch reads what this
+prints:
 
-    python -m settle.studio.forms.settings COMMAND
+    python -m settle.base.described_settings COMMAND
 """
 
-import asyncio
 import sys
 import types
 import typing
@@ -20,10 +20,8 @@ from pydantic.fields import FieldInfo
 from settle.base.choice import Choice, Family, family_of, named_family
 from settle.base.registry import Part, part
 from settle.base.settings import leaves
-from settle.studio.command_child import read_module
-from settle.studio.field import Kind
 
-SECONDS = 60.0  # to read them
+Kind = Literal["text", "lines", "choice", "switch"]
 
 
 class Setting(BaseModel):
@@ -45,15 +43,6 @@ class Setting(BaseModel):
 
 
 SETTINGS = TypeAdapter(list[Setting])
-_read: dict[str, asyncio.Future[object]] = {}
-
-
-async def settings_of(command: type[Part]) -> list[Setting]:
-    """Those of a command, read once, also for pages that ask meanwhile. Raises RunError."""
-    name = command.part_name()
-    if name not in _read or (_read[name].done() and _read[name].exception()):
-        _read[name] = asyncio.ensure_future(read_module(__name__, name, seconds=SECONDS))
-    return SETTINGS.validate_python(await asyncio.shield(_read[name]))  # who leaves a page ends only its own waiting
 
 
 def describe(command: type[Part]) -> list[Setting]:

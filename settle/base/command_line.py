@@ -1,9 +1,11 @@
-"""What a form holds as the arguments of its command, and the setting that a mistake is about."""
+"""What a form or a link holds as the arguments of a command, and the setting that a mistake is about."""
 
 import re
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Collection, Iterable, Mapping
 
 from settle.base.choice import family_of
+from settle.base.described_settings import setting_types
 from settle.base.errors import SettleError, UsageError
 from settle.base.registry import Part
 from settle.base.settings import leaves, resolve
@@ -41,6 +43,16 @@ def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
     if any(text.startswith("-") and text != "-" for text in places):
         return [command.part_name(), *line, "--", *places]  # they are no options
     return [command.part_name(), *places, *line]
+
+
+def asked_settings(command: type[Part], asked: Mapping[str, str], without: Collection[str] = ()) -> dict[str, Given]:
+    """Return the settings of a command among the values of a link, by dotted key; others are ignored."""
+    given: dict[str, Given] = {}
+    for key, info in leaves(command):
+        if (text := asked.get(key, "")) and key not in without:
+            kinds = [typing.get_origin(kind) or kind for kind in setting_types(info.annotation)]
+            given[key] = text.splitlines() if list in kinds else text in ("true", "yes") if kinds == [bool] else text
+    return given
 
 
 def check(command: type[Part], given: Mapping[str, Given]) -> None:
