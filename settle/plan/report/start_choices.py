@@ -73,7 +73,7 @@ def _tuned(model: Tunable, tokens: float, what: str) -> StartChoice:
         often = _often(*(seconds(time) * r / tokens for r in (rate.value, rate.low, rate.high))) if time else AS_NEEDED
         outlooks[time] = [("model", model.name), (f"sees {what}", often), ("memory", memory)]
     cells += [memory, model.fits, duration(tokens / rate.value)]
-    act = "Choose" if model.is_here else "Get and choose"
+    act = "Choose" if model.is_here else "Get"
     return {"name": model.name, "cells": cells, "act": act, "outlooks": outlooks}
 
 

@@ -134,7 +134,7 @@ class Start(Work):
         found = self.found
         with self.choice.anew(), card("Which model?"):
             state, self.getting = words("Looking at what fits on this machine …", classes="dim"), CommandChild()
-            columns = ("model", "parameters", "licence", "memory", "fits here", "time to see all once", "")
+            columns = ("model", "parameters", "licence", "memory", "fits here", "one pass", "")
             self.list = Table("Models", columns, (1, 3, 5), " ", on_act=self._choose).classes("tall")
             numbers = map(str, (found.characters, found.num_bytes, 0 if found.is_text else found.num_rows))
             try:
