@@ -88,14 +88,16 @@ def test_of_a_model_its_origin_and_its_license(tab):
 
 
 def test_of_votes_and_of_a_message_to_a_model(tab):
-    tab.goto("/chat?model=tiny&with=" + quote(PAYLOADS[0]))
+    tab.goto("/chat?with=tuned&model=" + quote(PAYLOADS[0]))
     tab.get_by_role("row", name="other").nth(39).wait_for()
     assert shown(tab) >= 38
+    tab.goto("/chat?model=tiny&with=" + quote(PAYLOADS[0]))
+    tab.get_by_text("Settings", exact=True).click()
     tab.get_by_label("system").fill(PAYLOADS[1])
     tab.get_by_label("Message", exact=True).fill(" ".join(PAYLOADS[:8]))
     tab.get_by_label("max-tokens").fill("4")
     tab.get_by_role("button", name="Send").click()
-    tab.locator(".mine", has_text=PAYLOADS[0]).wait_for()
+    tab.locator(".message.mine", has_text=PAYLOADS[0]).wait_for()
     tab.wait_for_function("document.querySelector('[role=log]').ariaBusy === 'false'")
 
 

@@ -86,12 +86,13 @@ class ModelChoice:
     """Which models, and how their answers are drawn: the settings of `settle chat`."""
 
     def __init__(self, command: type[Part], names: list[str], one: str, two: str) -> None:
-        self.command, self._two = command, two
+        self.command = command
         with ui.element("div").classes("models"):
             words("Chats", "button", "act aside").props(f'type="button" popovertarget="{LIST}"')
             self.one = Field("Model", "choice", value=one, options=names, on_set=self.changed)
             others: list[str | tuple[str, str]] = [("", "no other model"), *names]
             self.two = Field("Compare with", "choice", value=two, options=others, on_set=self.changed)
+            self._two = self.two.text
             with ui.element("details").classes("settings"):
                 words("Settings", "summary", "act")
                 with ui.element("div").classes("panel"):
