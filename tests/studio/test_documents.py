@@ -133,6 +133,15 @@ def test_a_sentence_is_marked_where_it_is_whatever_breaks_it():
         assert marked_parts(lines, other) == [("", line, "") for line in lines]
 
 
+def test_a_page_without_collections_shows_the_first_one_when_it_is_there(page, studio):
+    collections = studio.home / "collections"
+    aside = collections.rename(studio.home / "aside")
+    page.goto("/documents")
+    page.get_by_role("link", name="Index a folder").wait_for()
+    aside.rename(collections)
+    page.get_by_label("Question").wait_for()
+
+
 def test_a_collection_is_deleted_with_consent_and_its_documents_stay(page, studio):
     page.goto("/documents")
     page.get_by_role("button", name="Delete the chosen one").click()

@@ -34,6 +34,12 @@ class Documents(Page):
         names = collection_names()
         if not names:
             empty_state("No collections yet. One is made from folders of documents.", ("Index a folder", INDEX))
+
+            async def look_again() -> None:
+                if collection_names():
+                    ui.navigate.reload()
+
+            visit.every_tick(look_again)
             return
         with card("Ask"):
             question = Field("Question")
