@@ -254,7 +254,7 @@ def test_completion_installs_itself(home, tmp_path, monkeypatch, capsys):
         (
             ["runs", "shwo"],
             "there is no `settle runs shwo`",
-            "list, show, compare, export, audit, rename, prune or remove",
+            "list, show, compare, export, share, audit, rename, prune or remove",
         ),
         (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (

@@ -64,6 +64,11 @@ def seconds_of(tokens: float, size: int) -> float:
 # --- sizes ---
 
 
+def weighed(unique: int) -> sizes._Choice:
+    made = corpus(unique)
+    return sizes._Choice(TrainingSettings(), made.train.num_tokens, made.tokenizer.vocab_size, CPU)
+
+
 @pytest.mark.parametrize(("budget", "spent", "left"), [("1h", 100.0, 3500 - AROUND_SECONDS), ("1m", 50.0, 15.0)])
 def test_a_time_is_a_number_of_tokens(budget: str, spent: float, left: float) -> None:
     """What reading, proof and export leave of it, or a quarter of it where they would take more."""
@@ -77,7 +82,7 @@ def test_a_time_is_a_number_of_tokens(budget: str, spent: float, left: float) ->
 def test_the_best_size_for_a_time_leaves_the_least_loss(budget: float) -> None:
     """Of sizes that are 15 % apart."""
     unique = 10**9
-    best = sizes._Choice(TrainingSettings(), corpus(unique), CPU)._best_in(budget)  # type: ignore[arg-type]
+    best = weighed(unique)._best_in(budget)
 
     def left(size: int) -> float:
         return left_over(size, max(1.0, worth(budget / seconds_of(1.0, size), unique, REPEATS)))
@@ -102,11 +107,10 @@ def test_without_a_budget_a_run_takes_its_passes_or_a_night() -> None:
 def test_a_number_of_steps_or_tokens_takes_the_size_that_is_best_for_its_time() -> None:
     size, why = chosen(tokens="200M")
     assert why["parameters"].endswith("suit the number of tokens")
-    choice = sizes._Choice(TrainingSettings(), corpus(10**9), CPU)  # type: ignore[arg-type]
-    assert size.parameters == choice._best_in(seconds_of(2e8, size.parameters))
+    assert size.parameters == weighed(10**9)._best_in(seconds_of(2e8, size.parameters))
     steps, why = chosen(steps=20_000)
     assert why["parameters"].endswith("suit the number of tokens")
-    assert steps.parameters == choice._best_in(seconds_of(20_000 * steps.tokens_per_step, steps.parameters))
+    assert steps.parameters == weighed(10**9)._best_in(seconds_of(20_000 * steps.tokens_per_step, steps.parameters))
     assert chosen(time="10m", tokens="200M")[1]["parameters"].endswith("by the speed measured here")
 
 

@@ -110,10 +110,11 @@ def test_of_a_text_as_tokens(tab):
 
 
 def test_of_a_form_and_its_command_line(tab):
-    tab.goto("/new?command=tune&" + quote(PAYLOADS[0]))
+    tab.goto("/new?command=shrink&" + quote(PAYLOADS[0]))
     for key, text in (("model", PAYLOADS[2]), ("name", PAYLOADS[3]), ("inputs", "\n".join(PAYLOADS))):
         tab.get_by_label(key, exact=True).fill(text)
     tab.keyboard.press("Tab")
+    tab.get_by_text("The same in a terminal").click()
     tab.locator(".commandline", has_text=PAYLOADS[5]).wait_for()
     assert shown(tab) >= 30  # others are quoted, as a shell needs it
 

@@ -169,4 +169,4 @@ def test_the_audit_says_in_a_line_what_left_and_lists_exceptions_alone(page, stu
 def test_without_a_collection_the_page_leads_to_the_form(page):
     page.goto("/documents")
     page.get_by_role("link", name="Index a folder").click()
-    page.get_by_text("settle index").first.wait_for()
+    page.get_by_label("paths", exact=True).wait_for()

@@ -415,7 +415,7 @@ def test_a_real_run_is_watched_stopped_and_resumed_to_its_end(page, studio):
     page.get_by_text("resuming from step").wait_for()
     page.get_by_text("State: steps used").wait_for()
     page.get_by_text("passed: the exported file is the model").wait_for()
-    page.get_by_role("heading", name="Card").wait_for()
+    page.get_by_role("table", name="Files").get_by_text("card.md").wait_for()
     assert "inside" in page.get_by_role("table", name="Forecast and actual").inner_text()
     assert not page.get_by_role("button", name="Resume").is_visible()
     page.get_by_role("link", name="How it learned").click()
