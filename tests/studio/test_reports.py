@@ -161,7 +161,7 @@ def test_the_audit_says_in_a_line_what_left_and_lists_exceptions_alone(page, stu
     page.get_by_text(re.compile(r"^1 of [\d,]+ commands since 2 Jan.* made undeclared connections")).wait_for()
     assert page.get_by_role("table", name="Exceptions").locator("td", has_text="quiet").count() == 0
     page.get_by_role("row", name="pull").get_by_role("button", name="Connections").click()
-    page.get_by_role("cell", name="203.0.113.80").wait_for()
+    page.get_by_role("cell", name="203.0.113.80", exact=True).wait_for()
     for path in (studio.home / "ledgers").glob("2026-01-02*"):
         path.unlink()  # the fixture reads what is left there
 

@@ -140,10 +140,14 @@ class Start(Work):
             try:
                 about = await read_module("settle.plan.report.start_choices", *numbers, seconds=ESTIMATE_SECONDS)
             except SettleError as e:
-                failure(e)
-                return
-            finally:
-                state.delete()
+                about = None
+                if not state.is_deleted:
+                    failure(e)
+        if state.is_deleted:  # other files have been chosen meanwhile
+            return
+        state.delete()
+        if about is None:
+            return
         self.about = cast(Mapping[str, Any], about)
         self.model = self.model or self.about["proposed"]
         await self._show_end()
