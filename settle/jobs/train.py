@@ -172,7 +172,8 @@ def again(c: TrainContext, dtype: str, why: str) -> None:
 def start(c: TrainContext) -> None:
     """Build the planned model, ready for its first step."""
     build(c)
-    warn_of_room(c)
+    if c.record is None:
+        warn_of_room(c)
     begin(c)
 
 

@@ -288,7 +288,9 @@ def warn_of_room(c: TrainingContext) -> None:
     needed = 2 * sum(t.nbytes + state * t.numel() for t in c.live.model.trainable().values())
     if (free := disk_free(c.run.path)) < needed:
         room = f"{disk_size(free)} are free in {c.run.path}, and checkpoints take up to {disk_size(needed)}"
-        c.events.emit(Warn(text=f"{room}: the run will wait for room; `settle doctor` says what takes it"))
+        c.events.emit(
+            Warn(text=f"{room}: the run will pause until there is room; `settle doctor` shows what takes up space")
+        )
 
 
 def loop(c: TrainingContext) -> None:

@@ -14,7 +14,7 @@ from settle.machine.threads import ThreadSettings
 class Ask(ThreadSettings, Command):
     """Ask your documents; the answer cites passages that support it.
 
-    NAME is a collection that `settle index` made; it is left out where there is one. Without a QUESTION you ask one
+    NAME is a collection that `settle index` made; leave it out if there is only one. Without a QUESTION you ask one
     after the other on a terminal, or on stdin. A sentence that no passage supports is marked; without a language model
     the passages' best sentences are quoted. The exit code is 3 when the documents do not answer.
     """

@@ -32,7 +32,7 @@ def ask(
     names = collection_names()
     if question is None and names and len(name.split()) > 1 and name not in names:
         if len(names) > 1:
-            what = f"which collection is asked? There are: {', '.join(names)}"
+            what = f"which collection do you mean? There are: {', '.join(names)}"
             raise UsageError(what, f"`{shell_line('settle', 'ask', names[0], name)}`")
         name, question = names[0], name
     with AskSession(Collection(name), events, model, k, passages, max_tokens) as session:
