@@ -64,7 +64,7 @@ def picture(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=INCHES, dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        has_evidence = bool(_finite(course.judgements, "gain", "high"))
+        has_evidence = bool(finite(course.judgements, "gain", "high"))
         expected = _interval(forecast, "loss")
         axes = _axes(figure, has_evidence, expected is not None)
         loss, rate, evidence, beside = axes
@@ -110,15 +110,15 @@ def _axes(figure: "Figure", has_evidence: bool, has_forecast: bool) -> AllAxes:
 
 def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | None) -> None:
     """Training and held-out loss; the axis of bits per byte goes to the right of `right`."""
-    steps = _finite(course.steps, "tokens", "loss")
+    steps = finite(course.steps, "tokens", "loss")
     if steps:
-        x, mean, low, high = _stretches(steps)
+        x, mean, low, high = stretches(steps)
         axes.fill_between(x, low, high, color=GREY, alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=GREY, linewidth=0.9, label="training batches")
-    evals = _finite(course.evals, "tokens", "loss")
+    evals = finite(course.evals, "tokens", "loss")
     tokens: list[float] = [e.tokens for e in evals]
     y = [e.loss for e in evals]
-    error = [e.stderr if _finite([e], "stderr") else 0.0 for e in evals]
+    error = [e.stderr if finite([e], "stderr") else 0.0 for e in evals]
     axes.fill_between(
         tokens, [a - b for a, b in zip(y, error, strict=True)], [a + b for a, b in zip(y, error, strict=True)],
         color=BLUE, alpha=0.16, linewidth=0,
@@ -186,7 +186,7 @@ def _mark_rollbacks(axes: "Axes", course: RunCourse) -> None:
 def _draw_rate(axes: "Axes", course: RunCourse) -> None:
     from matplotlib.ticker import EngFormatter
 
-    steps = _finite(course.steps, "tokens", "lr")
+    steps = finite(course.steps, "tokens", "lr")
     if steps:
         every = max(1, len(steps) // (4 * POINTS))
         shown = [*steps[::every], steps[-1]]
@@ -203,7 +203,7 @@ def _draw_evidence(axes: "Axes", course: RunCourse) -> None:
     """Draw the gain still expected from 10 % more tokens, with its interval, against what matters; logarithmic."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    judged = _finite(course.judgements, "gain", "high")
+    judged = finite(course.judgements, "gain", "high")
     x = [course.tokens_at(e.step) for e in judged]
     tolerance = next((e.tolerance for e in reversed(judged) if e.tolerance), 0.005)
     floor = min(tolerance, *(max(tolerance / 20, e.gain) for e in judged)) / 2
@@ -296,12 +296,12 @@ def _interval(forecast: JsonObject, name: str) -> tuple[float, float, float] | N
     return figure.value, figure.low, figure.high
 
 
-def _finite(events: Sequence[E], *names: str) -> list[E]:
+def finite(events: Sequence[E], *names: str) -> list[E]:
     """Return the events whose named fields are all finite numbers."""
     return [e for e in events if all(math.isfinite(getattr(e, name)) for name in names)]
 
 
-def _stretches(steps: Sequence[Step]) -> tuple[list[float], list[float], list[float], list[float]]:
+def stretches(steps: Sequence[Step | Eval]) -> tuple[list[float], list[float], list[float], list[float]]:
     """Tokens, and the mean, least and greatest loss of each stretch of steps; at most POINTS stretches."""
     size = max(1, math.ceil(len(steps) / POINTS))
     out: tuple[list[float], list[float], list[float], list[float]] = ([], [], [], [])

@@ -22,10 +22,10 @@ from settle.base.visible import html_table, visible
 from settle.base.words.amounts import amount, count, when
 from settle.base.words.figures import comparison, flat, listed
 from settle.base.words.sentences import flat_text, rows_lines, text_line
+from settle.evaluate.report.curves import finite, stretches
 
 MOST_SAMPLES, MOST_ANSWERS = 3, 8
 LONGEST_VALUE, LONGEST_TEXT = 160, 1000  # characters of a setting, and of an answer or a sample
-POINTS = 240  # a line of more points than the picture has room for is drawn as the mean of each stretch
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 320, 56, 10, 28  # of the picture, and its margins
 INNER, TALL = WIDTH - LEFT - 16, HEIGHT - TOP - BOTTOM
 Point = tuple[float, float]  # tokens, loss
@@ -197,12 +197,11 @@ class _Scale:
 
 def _chart(course: RunCourse, expected: Figure | None) -> str:
     """Return the losses by tokens as SVG: held-out ones fill it, training ones are cut off where they leave it."""
-    held = [(e.tokens, e.loss) for e in course.evals if math.isfinite(e.loss)]
-    training = _thinned([(s.tokens, s.loss) for s in course.steps if math.isfinite(s.loss)])
+    held, training = finite(course.evals, "loss"), finite(course.steps, "loss")
     band = (expected.low, expected.value, expected.high) if expected else ()
-    ends = [end for end in (*(loss for _, loss in held), *band) if end is not None and math.isfinite(end)] or [0.0]
+    ends = [end for end in (*(e.loss for e in held), *band) if end is not None and math.isfinite(end)] or [0.0]
     margin = 0.05 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
-    last = max((tokens for tokens, _ in (*held, *training)), default=1) or 1
+    last = max([*(e.tokens for e in held), *(s.tokens for s in training)], default=1) or 1
     scale, inside, legend = _Scale(min(ends) - margin, max(ends) + margin, last), list[str](), list[str]()
     if expected and expected.low is not None and expected.value is not None and expected.high is not None:
         top, tall = scale.y(expected.high), scale.y(expected.low) - scale.y(expected.high)
@@ -210,12 +209,15 @@ def _chart(course: RunCourse, expected: Figure | None) -> str:
         inside.append(scale.level("expected", expected.value))
         interval = f"{expected.low:.4g} – {expected.high:.4g}"
         legend.append(f'<span class="good">··· expected at the end {expected.value:.4g} ({interval})</span>')
-    for name, title, points in (("training", "- - training", training), ("held", "— held-out", held)):
-        inside.append(scale.path(name, _thinned(points)))
-        legend += [f'<span class="of-{name}">{title} {points[-1][1]:.4g}</span>'] if points else []
+    for name, title, events in (("training", "- - training", training), ("held", "— held-out", held)):
+        tokens, losses, *_ = stretches(events)
+        inside.append(scale.path(name, [*zip(tokens, losses, strict=True)]))
+        legend += [f'<span class="of-{name}">{title} {losses[-1]:.4g}</span>'] if losses else []
     clip = f'<clipPath id="in"><rect x="{LEFT}" y="{TOP}" width="{INNER}" height="{TALL}"/></clipPath>'
     drawn = f'{clip}{"".join(scale.grid())}<g clip-path="url(#in)">{"".join(inside)}</g>'
-    title = f"Held-out loss from {held[0][1]:.4g} to {held[-1][1]:.4g} after {count(last)} tokens" if held else "Loss"
+    title = (
+        f"Held-out loss from {held[0].loss:.4g} to {held[-1].loss:.4g} after {count(last)} tokens" if held else "Loss"
+    )
     picture = _wide(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{drawn}</svg>')
     return f'{picture}<p class="legend">{"".join(legend[::-1])}</p>'
 
@@ -226,13 +228,6 @@ def _ticks(low: float, high: float, number: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    """Return the points, or the means of stretches of them; the tokens of each are those at its end."""
-    size = max(1, math.ceil(len(points) / POINTS))
-    pieces = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(piece[-1][0], sum(y for _, y in piece) / len(piece)) for piece in pieces]
 
 
 # --- text ---
