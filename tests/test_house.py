@@ -20,7 +20,7 @@ MOST_COMMAND_LINES = 80
 # How large the house is, and what is still to be merged, typed or renamed: these figures only fall.
 MOST_OF = {
     "files": 707,
-    "files under 40 lines": 116,
+    "files under 40 lines": 115,
     "non-blank lines": 91_188,
     "mappings from str to object": 132,
     "isinstance": 598,

@@ -92,9 +92,9 @@ async def _chat_stream(call: Call, request: ChatRequest, entry: ModelEntry, want
                     yield piece.replace(engine_name, our_name)
                     continue
                 *events, rest = (rest + piece).split(b"\n\n")
-                tidied = b"".join(_tidied(event, call, wants_usage, entry.id) for event in events)
-                if tidied:
-                    yield tidied
+                for event in events:  # one by one: what came before a fault arrives
+                    if tidied := _tidied(event, call, wants_usage, entry.id):
+                        yield tidied
 
 
 async def _event_stream(call: Call, chunks: AsyncGenerator[Chunk], wants_usage: bool) -> AsyncGenerator[bytes]:
