@@ -21,7 +21,7 @@ from settle.library import facts
 from settle.library.store import StoredModel, add_model
 from settle.retrieve.answer import ask_session, evidence, write_answer
 from settle.retrieve.answer.ask import AskableCollection
-from settle.retrieve.index.collection import Collection, delete
+from settle.retrieve.index.collection import Collection, collection_names, create, delete, indexed_names
 from tests.commands.test_chat import Terminal
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -281,6 +281,17 @@ def test_a_question_of_the_document_is_not_its_answer(at_home):
         assert any("Write to the office" in text for text in quoted)
     finally:
         delete("faq")
+
+
+def test_a_collection_without_text_is_no_answer(at_home, capsys):
+    """As one is while it is indexed: that is not the same as documents that do not answer."""
+    create("bare").close()
+    try:
+        assert main(["ask", "bare", ROTATE]) == 2
+        assert "bare holds no text yet" in capsys.readouterr().err
+        assert "bare" in collection_names() and indexed_names() == ["docs"]
+    finally:
+        delete("bare")
 
 
 @pytest.mark.skipif(os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")

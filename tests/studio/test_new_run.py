@@ -5,6 +5,7 @@ import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, get_origin
 
 import psutil
@@ -21,6 +22,7 @@ from settle.base.settings import leaves, resolve
 from settle.cli import build_app
 from settle.commands import Command
 from settle.studio.command_child import start_command
+from settle.studio.forms.work import WorkForm
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
 from tests.server.conftest import until
@@ -250,6 +252,21 @@ def test_what_cannot_be_read_is_said_on_the_page(page, studio, tmp_path):
     page.get_by_label("What is learned").wait_for()
     page.get_by_role("button", name="Use these columns").click()
     page.get_by_text("20 rows in 1 file").wait_for()
+
+
+def test_files_that_are_named_before_the_settings_are_there_are_kept():
+    """Settings take a while to read on a busy machine; a person types meanwhile."""
+    form = WorkForm(Command.parts()["index"], {})
+    form.line = SimpleNamespace(text="")
+    for path in ("/a", "/b c"):
+        _apart(form._add_file("paths", path))
+    assert form.given() == {"paths": ["/a", "/b c"]} and form.line.text == "settle index /a '/b c'"
+
+
+def test_nothing_is_indexed_where_no_folder_is_named(page):
+    page.goto("/new?command=index")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("no folder is chosen").wait_for()
 
 
 def test_a_large_file_is_written_as_it_arrives(page, studio, tmp_path):

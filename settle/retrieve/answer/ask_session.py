@@ -55,6 +55,9 @@ class AskSession:
         self._earlier: list[str] = []
         self._model: AnsweringModel | None = None
         try:
+            if not collection.catalogue.counts()["passages"]:
+                fix = f"wait until `settle index {collection.name}` has ended, or start it"
+                raise UsageError(f"{collection.name} holds no text yet", fix)
             if is_outdated(collection.catalogue):
                 fix = f"settle index {collection.name} --check"
                 events.emit(Say(text=f"refusals are no longer fitted to these documents: `{fix}`"))

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from settle.base.errors import DataError, UsageError
+from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.files import fsync_folder, home
 from settle.base.python_command import shell_line
 from settle.base.run import NAME, WorkFolder
@@ -67,6 +67,19 @@ def collection_names() -> list[str]:
     """Return the collections of this machine."""
     folder = home() / "collections"
     return sorted(p.name for p in folder.iterdir() if CollectionFolder(p.name).current()) if folder.is_dir() else []
+
+
+def indexed_names() -> list[str]:
+    """Return the collections that hold text, and damaged ones, which are told of where they are opened."""
+    return [name for name in collection_names() if _holds_text(name)]
+
+
+def _holds_text(name: str) -> bool:
+    try:
+        with Collection(name) as collection:
+            return collection.catalogue.counts()["passages"] > 0
+    except SettleError:
+        return True
 
 
 def _number(version: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import ui
 
 from settle.base.command_line import Given, arguments, asked_settings, check
-from settle.base.errors import SettleError
+from settle.base.errors import SettleError, UsageError
 from settle.base.events import Event, RunStarted, WorkStarted
 from settle.base.files import paths_from
 from settle.base.python_command import shell_line
@@ -126,7 +126,14 @@ class WorkForm(Work):
     async def _add_file(self, key: str, path: str) -> None:
         if self.form:
             self.form.add(key, path)
-            await self.changed()
+        else:  # the fields are not there yet, and will be filled with what was asked
+            self.asked = {**self.asked, key: f"{self.asked.get(key, '')}\n{path}".strip()}
+        await self.changed()
+
+    async def _start(self, line: list[str]) -> None:
+        if "paths" in self.command.model_fields and not self.given().get("paths"):
+            raise UsageError("no folder is chosen", "name a folder or file above")
+        await super()._start(line)
 
 
 def add_files(add: Callable[[str], Awaitable[None]]) -> Field:

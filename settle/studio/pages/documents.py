@@ -8,7 +8,7 @@ from nicegui import ui
 
 from settle.base.words.amounts import amount
 from settle.library.deletion import folder_size
-from settle.retrieve.index.collection import CollectionFolder, collection_names
+from settle.retrieve.index.collection import CollectionFolder, collection_names, indexed_names
 from settle.retrieve.index.list_collections import list_status
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
@@ -31,15 +31,20 @@ class Documents(Page):
     is_door = True
 
     async def build(self, visit: Visit) -> None:
-        names = collection_names()
-        if not names:
+        names = indexed_names()
+        waiting = [name for name in collection_names() if name not in names]
+        if waiting:
+            words(f"{', '.join(waiting)}: no text is indexed yet. The page follows.", classes="dim")
+        if not names and not waiting:
             empty_state("No collections yet. One is made from folders of documents.", ("Index a folder", INDEX))
 
-            async def look_again() -> None:
-                if collection_names():
-                    ui.navigate.reload()
+        async def look_again() -> None:
+            if indexed_names() != names:
+                ui.navigate.reload()
 
+        if waiting or not names:
             visit.every_tick(look_again)
+        if not names:
             return
         with card("Ask"):
             question = Field("Question")
