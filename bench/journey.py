@@ -20,9 +20,11 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ TINY = "--size 60k --steps 12 --threads 1 --dtype float32"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 BAD_VALUES = ("banana", "-5", "nan", "1e400", "99999999999999999999", "0.5.5", "../..", "é\u202e")
 LIMIT = 600  # seconds of one command
+WARNS, WAITS = "the run will pause until there is room", "The run waits"  # in place of an end for want of room
 DISK = "8m"  # size of the nearly full file system
 
 
@@ -241,8 +244,8 @@ def disk(folder: Path) -> Iterator[Step]:
         (place / "home").mkdir()
         (place / "home" / "models").symlink_to(Path(home, "models"))
         (place / "ballast").write_bytes(bytes(7 << 20))
-        for command in (f"train notes --name a {TINY}", "index docs --name x"):
-            yield judged("disk", command, settle(command), wanted=(1,), says="full|space|room")
+        yield waiting(place, folder)
+        yield judged("disk", "index docs --name x", settle("index docs --name x"), wanted=(1,), says="full|space|room")
         fill(place / "ballast", leave=300 << 10)
         yield judged("disk", "runs", settle("runs"), wanted=(0, 1))
         (place / "ballast").unlink()
@@ -251,6 +254,36 @@ def disk(folder: Path) -> Iterator[Step]:
     finally:
         os.environ["SETTLE_HOME"] = home
         subprocess.run(["umount", place], check=True)
+
+
+def waiting(place: Path, folder: Path) -> Step:
+    """Train on the full disk, which is warned of, waits, is stopped by Ctrl-C, and is resumed once there is room."""
+    command, said = f"train notes --name a {TINY}", folder / "said.txt"
+    line = [sys.executable, "-m", "settle", *shlex.split(command)]
+    with said.open("wb") as out:
+        run = subprocess.Popen(line, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=python_path())
+        ends = time.monotonic() + LIMIT
+        while run.poll() is None and WAITS not in said.read_text("utf-8", "replace") and time.monotonic() < ends:
+            time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        try:
+            code = run.wait(60)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            code = run.wait()
+    text = said.read_text("utf-8", "replace")
+    stopped = judged("disk", command, (code, text), wanted=(130,), says=f"(?s){WARNS}.*{WAITS}.*settle resume a")
+    (place / "ballast").unlink()
+    code, more = settle("resume a")
+    settle("runs remove a --yes")  # the disk is small
+    (place / "ballast").write_bytes(b"")
+    fill(place / "ballast", leave=300 << 10)
+    resumed = judged("disk", "resume a", (code, more), wanted=(0,))
+    return stopped if stopped.fault or not resumed.fault else resumed
+
+
+def python_path() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def fill(path: Path, leave: int) -> None:
@@ -264,10 +297,9 @@ def fill(path: Path, leave: int) -> None:
 def settle(command: str, before: list[str] | None = None) -> tuple[int, str]:
     """Run a process; return its exit code, and what it wrote to stderr and stdout."""
     line = [*(before or []), sys.executable, "-m", "settle", *shlex.split(command)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     try:
         done = subprocess.run(
-            line, capture_output=True, text=True, timeout=LIMIT, env=environment, stdin=subprocess.DEVNULL
+            line, capture_output=True, text=True, timeout=LIMIT, env=python_path(), stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
         return -1, f"no end within {LIMIT} s"

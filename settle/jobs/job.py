@@ -19,7 +19,7 @@ from settle.base.event_log import Events
 from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunFailed, RunStarted, Say
 from settle.base.files import write_atomic
 from settle.base.out_of_memory import held_data, missing_bytes
-from settle.base.run import Run, WorkFolder, free_name
+from settle.base.run import FAILS_SOON_SECONDS, Run, WorkFolder, free_name
 from settle.base.run.launcher import launched
 from settle.base.settings import Resolved, Settings, read_recipe, recipe_text, resolve
 from settle.base.stop_signals import Stopping
@@ -116,7 +116,10 @@ def find_job(name: str) -> RunJob[RunContext]:
 
 
 def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
-    """Make a new run, from its folder to its result. Raises SettleError; a run that did not begin leaves no folder."""
+    """Make a new run, from its folder to its result. Raises SettleError.
+
+    A run that did not begin leaves no folder, unless an error ended long preparations: a page may show it by then.
+    """
     if (launch := launched()) and launch.size > 1 and not job.is_shared:
         raise UsageError(
             f"{job.name} runs in one process, and torchrun started {launch.size}", "start it without torchrun"
@@ -127,6 +130,7 @@ def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
     run = Run.create(job.name, settings.name or free_name(settings.usual_name()))
     if not settings.dry:
         events.emit(RunStarted(name=run.name, path=str(run.path)))
+    began = time.monotonic()
     with run.lock(), Stopping() as stopping:
         events.move_to(run.events)  # before the first stage: reading and measuring may take minutes
         try:
@@ -137,7 +141,8 @@ def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
                 events.emit(Say(text=NOTHING_KEPT))
             raise
         finally:
-            if not run.has_begun:
+            failed_late = run.failure is not None and time.monotonic() - began > FAILS_SOON_SECONDS
+            if not run.has_begun and (settings.dry or not failed_late):
                 events.close()
                 shutil.rmtree(run.path)  # there is nothing to resume
     if not settings.dry and (follower := _follower(job, run)):

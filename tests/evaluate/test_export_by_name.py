@@ -37,6 +37,15 @@ def test_a_run_without_a_model_is_refused_and_how_it_is_finished_said(home: Path
     assert caught.value.fix == "`settle resume r` finishes it"
 
 
+def test_a_run_that_made_only_a_file_names_it(home: Path) -> None:
+    run = finished(home)
+    run.out.mkdir(exist_ok=True)
+    (run.out / "r-Q8_0.gguf").write_bytes(b"")
+    write_json(run.path / "result.json", {"verdict": "done", "why": "it is small"})
+    with pytest.raises(UsageError, match="is an exported file already: .*r-Q8_0.gguf"):
+        asked()
+
+
 def test_what_a_run_made_is_what_is_exported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("_model_of_run", "_adapter_of_run", "_adapter_of_folder"):
         monkeypatch.setattr(module, kind, lambda *args, kind=kind: kind)

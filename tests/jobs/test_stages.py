@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from settle.base.errors import ResourceError, RunError
+from settle.base.errors import DataError, ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run
@@ -532,3 +532,18 @@ def test_a_run_that_is_stopped_before_there_is_a_plan_says_that_nothing_was_kept
     with pytest.raises(KeyboardInterrupt):
         job.start(made, TrainSettings.model_validate({"inputs": ["x"]}), Events(listeners=[heard.append]))
     assert heard[-1].text == NOTHING_KEPT and not Run.all()
+
+
+@pytest.mark.parametrize(("soon", "dry", "kept"), [(10.0, False, False), (-1.0, False, True), (-1.0, True, False)])
+def test_a_run_that_fails_late_before_its_plan_is_kept_with_its_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch, soon: float, dry: bool, kept: bool
+) -> None:
+    def fails(c: Any) -> None:
+        raise DataError("no text", "choose another file")
+
+    monkeypatch.setattr(job, "FAILS_SOON_SECONDS", soon)
+    made, events = job.RunJob("train", (fails,), TrainSettings, job.RunContext), Events()
+    with pytest.raises(DataError):
+        job.start(made, TrainSettings.model_validate({"inputs": ["x"], "dry": dry}), events)
+    events.close()
+    assert [run.failure and run.failure.what for run in Run.all()] == (["no text"] if kept else [])

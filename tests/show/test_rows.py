@@ -56,6 +56,11 @@ def test_a_column_of_labels_that_is_not_learned() -> None:
     assert "column 'Kategorie' is not learned; it seems to hold labels: `--objective decision` learns them" in text
 
 
+def test_one_row_is_not_rows() -> None:
+    text = shown({"kind": "rows"} | READ | {"train": READ["train"] | {"rows": 1}, "too_long": {"shortened": 1}})
+    assert "1 row to learn from" in text and "for their length: 1 row\n" in text
+
+
 def test_how_rows_were_understood() -> None:
     text = shown({"kind": "rows"} | READ)
     for said in (

@@ -169,15 +169,15 @@ def rows_lines(event: RowSummary) -> list[str]:
         lines.append(f"column {unused!r} is not learned; it seems to hold labels: `--objective decision` learns them")
     train = event.train
     share = train["supervised"] / max(1, train["tokens"])
-    lines.append(_sides(event, "rows", "rows "))
+    lines.append(_sides(event, "rows", "row "))
     lines.append(
         f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event.supervise}); "
         f"the longest row has {event.lengths['max']:,}"
     )
     if losses := _losses(event):
         lines.append(" · ".join(losses))
-    if event.too_long["shortened"]:
-        lines.append(f"later answers left out for their length: {event.too_long['shortened']:,} rows")
+    if shortened := event.too_long["shortened"]:
+        lines.append(f"later answers left out for their length: {shortened:,} row{'s' if shortened != 1 else ''}")
     if event.system_prompt:
         lines.append(
             f"every row has the system prompt “{flat_text(event.system_prompt, ASKED)}”: the model's default from now"
@@ -197,7 +197,8 @@ def _sides(event: LedgerSummary, unit: str, name: str = "") -> str:
     if isinstance(event, TextSummary) and total > event.read:
         cut = "parts of "
     choosing = f"{cut}{selecting:,} to choose the best weights, " if event.selection else ""
-    return f"{cut}{event.train[unit]:,} {name}to learn from, {choosing}{cut}{event.held_out[unit]:,} held out to judge"
+    named = name if event.train[unit] == 1 or not name else "rows "
+    return f"{cut}{event.train[unit]:,} {named}to learn from, {choosing}{cut}{event.held_out[unit]:,} held out to judge"
 
 
 def secrets_warning(event: LedgerSummary, fix: str) -> str | None:

@@ -336,6 +336,9 @@ def _exported(name: str, base: str | None, form: Format, events: Events) -> Expo
     run = find_run(name) or Run.find(name)
     if (run.out / ADAPTER_FOLDER).is_dir():
         return _adapter_of_run(run, base, events)
+    if not (run.out / HF_FOLDER).is_dir() and run.result() and (files := sorted(run.out.glob("*.gguf"))):
+        fix = "copy the file, or export the model that it was made from in another format"
+        raise UsageError(f"{run.name} is an exported file already: {files[0]}", fix)
     if not (run.out / HF_FOLDER).is_dir():
         raise UsageError(f"{run.name} has no finished model", f"`settle resume {run.name}` finishes it")
     if form.holds == "adapter":
