@@ -16,11 +16,11 @@ export default {
         <thead role="rowgroup"><tr role="row">
           <td v-if="chooses" role="cell"><input type="checkbox" aria-label="Choose all" :checked="rows.length && chosen.length === rows.length"
             @change="put($event.target.checked ? [...keys] : [])"></td>
-          <th v-for="(name, i) in columns" scope="col" role="columnheader" :class="{ number: numbers[i] }"
+          <component :is="name ? 'th' : 'td'" v-for="(name, i) in columns" :scope="name ? 'col' : null" :role="name ? 'columnheader' : 'cell'" :class="{ number: numbers[i] }"
               :aria-sort="by === i ? (down ? 'descending' : 'ascending') : null">
             <button v-if="sorts && name" type="button" class="sorter" @click="sort(i)">{{ name }}{{ by === i ? (down ? " ↓" : " ↑") : "" }}</button>
             <template v-else>{{ name }}</template>
-          </th></tr></thead>
+          </component></tr></thead>
         <tbody role="rowgroup">
           <tr v-for="at in order" role="row" :key="keys[at] ?? at">
             <td v-if="chooses" role="cell" class="choice"><input type="checkbox" :aria-label="'Choose ' + cell(rows[at][0]).text" :value="keys[at]"

@@ -79,6 +79,7 @@ class Chat(Page):
         await talk.choice.changed()
         if talk.is_blind:
             await talk.show_votes()
+        talk.message.run_method("focus")
         ui.context.client.on_delete(talk.stop)
 
 

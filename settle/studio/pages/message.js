@@ -31,7 +31,7 @@ export default {
   data() { return { draft: null }; },
   template: `
     <div class="said" :class="{ mine }">
-      <h3>{{ head }}</h3>
+      <h2>{{ head }}</h2>
       <form v-if="draft !== null" @submit.prevent="save" @keydown.esc="end">
         <textarea ref="draft" class="pick" rows="4" :aria-label="edit[2]" v-model="draft" @keydown.ctrl.enter="save"></textarea>
         <div class="acts"><button type="submit">{{ edit[3] }}</button><button type="button" @click="end">Cancel</button></div>
