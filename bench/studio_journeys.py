@@ -7,7 +7,7 @@
 - ask: a folder of documents → a collection → a question → the passage that the answer cites
 - tune: a file of rows → a tuned model → compared with its base → exported for Ollama
 
-Everything is real: the studio, the runs (of the shortest time that the page offers), llama.cpp and the browser. At
+Everything is real: the studio, the runs (of a minute, and of five for rows), llama.cpp and the browser. At
 every state axe looks at the page, for what is minor, too; nothing may be wider than the screen, or be logged as an
 error. By keyboard a control is reached by Tab alone, and a click is a control that was used. Prints a line a journey,
 and exits with 1 where one did not end well.
@@ -38,7 +38,7 @@ from tests.studio.conftest import BROWSERS, LiveStudio, start_studio, watch  # n
 
 MOST_CLICKS = 8
 MODEL = "smollm2"
-RUN_SECONDS = 900  # that a run of a minute may take until its page shows the verdict, on a machine that is busy
+RUN_SECONDS = 900  # that a run may take until its page shows the verdict, on a machine that is busy
 MOST_TABS = 120
 HEIGHTS = {390: 844}
 FOCUSED = "e => e === document.activeElement"
@@ -93,16 +93,18 @@ class Walk:
         self.page.keyboard.type(text)
         self._key("Enter")
 
-    def slide_to_start(self, slider: Locator, name: str) -> None:
-        """Move a slider to its first place."""
+    def slide(self, slider: Locator, place: int, name: str) -> None:
+        """Move a slider to a place, counted from 0."""
         slider.wait_for()
         self.clicks.append(name)
         if self.way == "mouse":
-            box = slider.bounding_box() or {}
-            slider.click(position={"x": 4, "y": box["height"] / 2})
+            box, most = slider.bounding_box() or {}, int(slider.get_attribute("max") or 1)
+            slider.click(position={"x": 8 + place / most * (box["width"] - 16), "y": box["height"] / 2})
         else:
             self._reach(slider)
-            self._key("Home")
+            for key in ("Home", *["ArrowRight"] * place):
+                self._key(key)
+        assert slider.input_value() == str(place)
 
     def back(self) -> None:
         """Go back as the browser does."""
@@ -138,9 +140,7 @@ class Walk:
         page.wait_for_url(re.compile("/runs/"))
         page.get_by_text("State: running").wait_for()
         self.state("run")
-        page.get_by_role("link", name="Chat", exact=True).and_(page.locator("a.act")).wait_for(
-            timeout=RUN_SECONDS * 1000
-        )
+        page.get_by_text("State: running").wait_for(state="hidden", timeout=RUN_SECONDS * 1000)
         self.state("verdict")
 
     def answer(self, text: str) -> None:
@@ -167,7 +167,7 @@ class Walk:
 
 def train(walk: Walk, material: Path) -> None:
     walk.choose_data(material / "notes")
-    walk.slide_to_start(walk.page.get_by_role("slider"), "time")
+    walk.slide(walk.page.get_by_role("slider"), 0, "time")
     walk.start()
     walk.use(walk.page.locator("a.act", has_text="Chat"), "Chat")
     walk.answer("The")
@@ -212,11 +212,11 @@ def ask(walk: Walk, material: Path) -> None:
 def tune(walk: Walk, material: Path) -> None:
     page = walk.page
     walk.choose_data(material / "rows.jsonl")
-    walk.slide_to_start(page.get_by_role("slider"), "time")
+    walk.slide(page.get_by_role("slider"), 2, "time")  # a shorter one leaves no time to compare
     walk.start()
     page.get_by_text(re.compile("better", re.IGNORECASE)).first.wait_for()
     walk.use(page.get_by_role("link", name=re.compile("^Compare with")), "Compare")
-    walk.answer("Where is the lamp?")
+    walk.answer("Where is the lamp of house 99?")
     walk.back()
     assert walk.export("Export").exists()
 
@@ -240,9 +240,11 @@ def make_material(folder: Path) -> None:
             f"# The {thing}\n\nThe {thing} is kept in the {PLACES[n % 8]}. It was made {n + 3} years ago.\n"
         )
     (documents / "gate.md").write_text(f"# The gate\n\nThe gate is north of the town.\n\n{LEVER}\n")
-    rows = ({"prompt": f"Where is the {thing}{' today' * (k % 2)}{'?' * (k // 2 % 2 + 1)}",
-             "completion": f"Look in the {PLACES[n % 8]}: the {thing} is always there."}
-            for k in range(40) for n, thing in enumerate(THINGS))  # fmt: skip
+    rows = (
+        {"prompt": f"Where is the {thing} of house {k}?", "completion": f"Look in the {PLACES[n % 8]} of house {k}."}
+        for k in range(40)
+        for n, thing in enumerate(THINGS)
+    )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
