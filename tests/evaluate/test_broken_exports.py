@@ -204,3 +204,17 @@ def test_a_merge_into_a_quantized_base_is_never_silent(tiny, tmp_path, strength,
         export("q4_0")
     assert not (tmp_path / "x.gguf").exists()
     assert export("f16")["adapter_kept"] > 0.99
+
+
+@pytest.mark.parametrize("top", [2, 6])
+def test_routers_that_choose_by_rounding(tiny, tmp_path, top):
+    """Random routers send tokens elsewhere in bfloat16 and are named; with every expert taken, nothing is chosen."""
+    shape = {"num_hidden_layers": 8, "residual_multiplier": 1.0, "num_experts": 6, "num_experts_per_tok": top}
+    part, model, weights = of_family(tiny, "granitemoe", **shape)
+    for name in (name for name in weights if ".experts." in name and name.endswith("down_proj.weight")):
+        weights[name].mul_(20)
+    path = export_gguf(part, weights, tiny.tokenizer, tmp_path / "x.gguf", "bf16")
+    origin = Origin(part, weights)
+    figures = run_gate(Reference(model, tiny.tokenizer, tiny.held_out), path, "bf16", EFFORT, origin=origin)
+    assert figures["passed"] == (top == 6), figures["first_difference"]
+    assert top == 6 or "routers choose by less than rounding" in figures["cause"]

@@ -3,12 +3,15 @@
 Every comparison raises `Difference` with the first place where the two part. V vocabulary.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.tokenizer import Tokenizer
@@ -19,6 +22,7 @@ from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.model.decoder import Decoder
+from settle.model.layers.decoder_layer import TopExperts
 
 Figures = dict[str, Any]  # what the gate found, as result.json holds it
 Conversation = list[dict[str, str]]
@@ -231,6 +235,33 @@ def compare_distributions(
             figures,
         )
     return figures
+
+
+def misrouted(model: Decoder, sequences: list[list[int]], noise: float, effort: Effort) -> tuple[float, float]:
+    """Return the logit error that changed choices of experts alone make, and the share of choices that change.
+
+    noise: relative error of the chances by which routers choose; what they weigh the chosen experts by stays exact.
+    """
+    drawn, changed = torch.Generator().manual_seed(0), []
+
+    def choose(router: TopExperts, given: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        chances, *bias = given
+        off = chances * (1 + noise * torch.randn(chances.shape, generator=drawn).to(chances))
+        chosen = router.forward(off, *bias)[1]
+        changed.append(float((chosen.sort().values != out[1].sort().values).any(-1).float().mean()))
+        return router.taken(chances, chosen), chosen
+
+    errors, spreads = [], []
+    for ids in spread(sequences, effort.num_windows):
+        own = logprobs(model, ids, range(len(ids)))
+        with contextlib.ExitStack() as hooks:
+            for router in (module for module in model.modules() if isinstance(module, TopExperts)):
+                hooks.callback(router.register_forward_hook(choose).remove)
+            off = logprobs(model, ids, range(len(ids))) - own
+        errors.append(float((off - off.mean(1, keepdim=True)).square().mean()))
+        spreads.append(float(own.var(1).mean()))
+    error = math.sqrt(sum(errors) / max(sum(spreads), 1e-12))
+    return error, sum(changed) / max(1, len(changed))
 
 
 def compare_greedy(

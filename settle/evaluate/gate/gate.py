@@ -39,6 +39,7 @@ from settle.evaluate.gate.behaviour import (
     compare_prompts,
     compare_template,
     lookalikes,
+    misrouted,
     opening,
 )
 from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect, kept_text
@@ -159,7 +160,9 @@ def run_gate(
             raise Difference(what)
     except Difference as e:
         figures |= e.figures | {"first_difference": str(e)}
-        figures["cause"] = next(iter(causes(origin, file, contents, adapted)), None) if origin else None
+        if origin:
+            figures["cause"] = next(iter(causes(origin, file, contents, adapted)), None)
+            figures["cause"] = figures["cause"] or _rerouted(reference, bars, dtype, small, effort)
     if merge:
         figures["merge"] = {"base_type": merge.base_type, "limit": merge.limit, "kl": figures.get("kl")}
     figures["passed"] = figures["first_difference"] is None
@@ -176,6 +179,21 @@ def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort
     bars = stored.large_bars if is_large else stored.bars
     assert bars is not None, f"{dtype} is no type of exports"
     return replace(bars, kl=min(bars.kl, merge.limit)) if merge and merge.quantized else bars
+
+
+def _rerouted(reference: Reference, bars: Bars, dtype: str, small: bool, effort: Effort) -> str | None:
+    """Say that rounding alone sends tokens to other experts, if that alone costs more than the bar."""
+    # llama.cpp keeps keys and values in f16, whatever the file's type
+    noise = max(ggml_type("Q8_0" if dtype == SAME_BLOCKS else dtype).rounding, ggml_type("F16").rounding)
+    with in_fp32(reference.model, small):
+        sequences = _sequences(reference.tokenizer, reference.held_out_texts, effort.window)
+        error, share = misrouted(reference.model, sequences, noise, effort)
+    if error <= bars.logit_error:
+        return None
+    return (
+        f"its routers choose by less than rounding: chances that are {noise:.1%} off send {share:.1%} of the tokens to "
+        f"other experts, which alone is a logit error of {error:.1e}; a model hardly trained does so"
+    )
 
 
 def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) -> Figures:
