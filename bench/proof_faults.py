@@ -1,6 +1,7 @@
 """Whether the proof refuses what is wrong and nothing that is right: faults put in on purpose, and sound recipes.
 
 python bench/proof_faults.py faults [STRIDE [LIKE]]  faults, in every recipe that they can befall: refused by what
+python bench/proof_faults.py families [FAMILY...]    faults of LoRA on text, and of recurrences, family by family
 python bench/proof_faults.py sound [0-4 [STRIDE]]  architecture x adapter x objective x type: passed, or refused by what
 python bench/proof_faults.py model FILE [SIZE [ADAPTERS [TYPES]]]  a pretrained model on four rows of plain text
 python bench/proof_faults.py model-faults FILE [SIZE [ADAPTER]]    the faults on a pretrained model
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,8 +39,10 @@ from settle.formats.gguf import rounded  # noqa: E402
 from settle.formats.gguf.types import GGML, exported, ggml_type  # noqa: E402
 from settle.model.adapters.dora import DoRA  # noqa: E402
 from settle.model.adapters.lora import LoRA  # noqa: E402
+from settle.model.config import DeltaNet, Mamba2  # noqa: E402
 from settle.model.decoder import Decoder  # noqa: E402
-from settle.model.layers import attention  # noqa: E402
+from settle.model.layers import attention, delta_net, mamba2, short_convolution  # noqa: E402
+from settle.model.layers.mixer import Recurrence  # noqa: E402
 from settle.model.layers.packed_sequences import RotationTable  # noqa: E402
 from settle.model.pretrained import Pretrained  # noqa: E402
 from settle.shrink.types import ggml  # noqa: E402
@@ -288,6 +292,67 @@ def rate_times(factor: float, stepper: type[Stepper]):
     return patch.object(stepper, "step", lambda self, scale: own(self, scale * factor))
 
 
+def recurrences_times(convolve=None, scan=None):
+    """Replace the convolution and the scan of every recurrence: each is given its own, and what it is called with."""
+    stack = ExitStack()
+    for module, name, change in (
+        *((module, "convolve", convolve) for module in (delta_net, mamba2, short_convolution)),
+        *((module, "scan", scan) for module in (delta_net, mamba2)),
+    ):
+        if change is not None:
+            stack.enter_context(patch.object(module, name, partial(change, getattr(module, name))))
+    return stack
+
+
+def leak(of_convolution: bool, of_state: bool):
+    """Run each batch through a recurrence as one document, and begin anew at borders what shall not leak."""
+
+    def whole(self, rows, packing):
+        edges = list(itertools.pairwise(packing.bounds))
+
+        def apart(own, *args, along):
+            pieces = [own(*(x.narrow(along, a, b - a) for x in args if x.ndim > along)) for a, b in edges]
+            return torch.cat([piece[0] for piece in pieces], along), pieces[-1][1]
+
+        def convolve(own, x, taps, *state):
+            return apart(lambda piece: own(piece, taps), x, along=1)
+
+        def scan(own, q, k, v, decay, rate=None, *state):
+            inputs = [x for x in (q, k, v, decay, rate) if x is not None]
+            return apart(own, *inputs, along=2)
+
+        with recurrences_times(None if of_convolution else convolve, None if of_state else scan):
+            return self.mix(rows.unsqueeze(0), self.weights())[0].squeeze(0)
+
+    return patch.object(Recurrence, "whole", whole)
+
+
+def scanned(decay: float = 1.0, backward: float = 1.0):
+    """Make states decay `decay` times as fast, and what is read of them flow back `backward` times."""
+
+    def scan(own, q, k, v, log_decay, *rest):
+        out, state = own(q, k, v, log_decay * decay, *rest)
+        return WrongBackward.apply(out, out.dtype, backward, 0.0), state
+
+    return recurrences_times(scan=scan)
+
+
+def reversed_taps():
+    def convolve(own, x, taps, *state):
+        return own(x, [taps[0].flip(-1), *taps[1:]], *state)
+
+    return recurrences_times(convolve=convolve)
+
+
+def recurs(family: str, adapter: str, objective: str, dtype: str) -> bool:
+    return any(layer.recurrence for layer in part("model/architectures", family).TINY.options().layers)
+
+
+def has_state(family: str, adapter: str, objective: str, dtype: str) -> bool:
+    layers = part("model/architectures", family).TINY.options().layers
+    return any(isinstance(layer.recurrence, DeltaNet | Mamba2) for layer in layers)
+
+
 def learns(*objectives: str) -> Callable[[str, str, str, str], bool]:
     return lambda family, adapter, objective, dtype: objective in objectives
 
@@ -337,6 +402,11 @@ FAULTS = [
     Fault("a tied head is a stale copy", patched=stale_head, befalls=trains_tied),
     Fault("rates times 1e-4", patched=lambda: rate_times(1e-4, AdamStepper)),
     Fault("Muon's rates times 1e-4", patched=lambda: rate_times(1e-4, MuonStepper), optimizer="muon"),
+    Fault("documents leak by a convolution", patched=lambda: leak(True, False), befalls=recurs),
+    Fault("documents leak by a state", patched=lambda: leak(False, True), befalls=has_state),
+    Fault("the taps of a convolution reversed", patched=reversed_taps, befalls=recurs),
+    Fault("states decay twice as fast", patched=lambda: scanned(decay=2.0), befalls=has_state),
+    Fault("a scan's backward times 1.1", patched=lambda: scanned(backward=1.1), befalls=has_state),
     Fault("rates times 10", patched=lambda: rate_times(10.0, AdamStepper)),
 ]  # fmt: skip
 
@@ -361,6 +431,29 @@ def faults(like: str = "") -> None:
         print(f"{fault.name:36} refused {sum(by.values())} of {sum(by.values()) + len(passed)}: {shown}", flush=True)
         if passed:
             print("   passed:", ", ".join(passed), flush=True)
+
+
+def families(*names: str) -> None:
+    """Put each fault of LoRA on text into each family, in bfloat16 where it is one of it; a line a family."""
+    total = [0, 0]
+    every = part_names("model/architectures")
+    for family in names or every:
+        missed: list[str] = []
+        planted = 0
+        for fault in FAULTS:
+            cell = (family, "lora", "next_token", "bfloat16" if fault.half_only else "float32")
+            if fault.optimizer != "adamw" or not fault.befalls(*cell):
+                continue
+            with ExitStack() as stack:
+                what = fault.change(recipe(*cell, seed=1000 + every.index(family)))
+                if fault.patched:
+                    stack.enter_context(fault.patched())
+                planted += 1
+                if not refusal(what):
+                    missed.append(fault.name)
+        total[0], total[1] = total[0] + planted - len(missed), total[1] + planted
+        print(f"{family:20} {planted - len(missed)} of {planted} {'; '.join(missed)}", flush=True)
+    print(f"all: {total[0]} of {total[1]}")
 
 
 def sound(seeds: range) -> None:
@@ -510,6 +603,8 @@ if __name__ == "__main__":
     if what == "faults":
         STRIDE = int(rest[0]) if rest else 1
         faults(*rest[1:])
+    elif what == "families":
+        families(*rest)
     elif what == "sound":
         first, last = (int(n) for n in rest[0].split("-")) if rest else (0, 4)
         STRIDE = int(rest[1]) if rest[1:] else 1

@@ -22,7 +22,8 @@ from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.model.decoder import Decoder
-from settle.model.layers.decoder_layer import TopExperts
+from settle.model.layers.decoder_layer import Selector
+from settle.train.proof import routers
 
 Figures = dict[str, Any]  # what the gate found, as result.json holds it
 Conversation = list[dict[str, str]]
@@ -244,7 +245,7 @@ def misrouted(model: Decoder, sequences: list[list[int]], noise: float, effort: 
     """
     drawn, changed = torch.Generator().manual_seed(0), []
 
-    def choose(router: TopExperts, given: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def choose(router: Selector, given: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         chances, *bias = given
         off = chances * (1 + noise * torch.randn(chances.shape, generator=drawn).to(chances))
         chosen = router.forward(off, *bias)[1]
@@ -255,7 +256,7 @@ def misrouted(model: Decoder, sequences: list[list[int]], noise: float, effort: 
     for ids in spread(sequences, effort.num_windows):
         own = logprobs(model, ids, range(len(ids)))
         with contextlib.ExitStack() as hooks:
-            for router in (module for module in model.modules() if isinstance(module, TopExperts)):
+            for router in routers(model).values():
                 hooks.callback(router.register_forward_hook(choose).remove)
             off = logprobs(model, ids, range(len(ids))) - own
         errors.append(float((off - off.mean(1, keepdim=True)).square().mean()))

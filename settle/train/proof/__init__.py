@@ -70,13 +70,13 @@ class ExpertChoice:
     @contextlib.contextmanager
     def recorded(self, model: Decoder) -> Iterator[None]:
         """Record what `model` chooses meanwhile, in place of what was recorded before."""
-        self.calls = {name: [] for name in _routers(model)}
+        self.calls = {name: [] for name in routers(model)}
 
         def record(name: str, chances: Tensor, chosen: Tensor) -> None:
             self.calls[name].append((chances.detach().cpu(), chosen.cpu()))
 
         with contextlib.ExitStack() as hooks:
-            for name, router in _routers(model).items():
+            for name, router in routers(model).items():
                 hooks.callback(router.register_forward_hook(lambda _, i, o, name=name: record(name, i[0], o[1])).remove)
             yield
 
@@ -96,7 +96,7 @@ class ExpertChoice:
             return router.taken(chances, chosen), chosen
 
         with contextlib.ExitStack() as hooks:
-            for name, router in _routers(model).items():
+            for name, router in routers(model).items():
                 hook = router.register_forward_hook(lambda router, i, _, name=name: repeat(name, router, i[0]))
                 hooks.callback(hook.remove)
             yield
@@ -105,7 +105,7 @@ class ExpertChoice:
 
 def has_experts(model: nn.Module) -> bool:
     """Return whether `model` chooses experts."""
-    return bool(_routers(model))
+    return bool(routers(model))
 
 
 def learns_elsewhere(name: str, alive: Collection[str]) -> bool:
@@ -119,7 +119,8 @@ def learns_elsewhere(name: str, alive: Collection[str]) -> bool:
     return bool(marker) and any(there == layer and it.partition(".")[2] == tensor for there, _, it in others)
 
 
-def _routers(model: nn.Module) -> dict[str, Selector]:
+def routers(model: nn.Module) -> dict[str, Selector]:
+    """Return the modules that choose, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Selector)}
 
 
