@@ -1,7 +1,8 @@
 """Chat with a model; or compare two without knowing which of them wrote what, and vote."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.conversations import Conversation, Exchange, conversations
 from settle.infer.engine import engine_of
 from settle.library.facts import chat_models, sampling_of
+from settle.library.resolve import resolve as resolve_model
 from settle.library.resolve import resolve_gguf
 from settle.studio.field import Field
 from settle.studio.forms.form import Form
@@ -62,7 +64,9 @@ class Chat(Page):
 
     async def build(self, visit: Visit) -> None:
         chats, others = await in_thread(chat_models)
-        one, two, id = (visit.query.get(key, "") for key in ("model", "with", "chat"))
+        asked = [visit.query.get(key, "") for key in ("model", "with")]
+        one, two = [await in_thread(listed_name, name, chats + others) for name in asked]
+        id = visit.query.get("chat", "")
         kept = await in_thread(Conversation.read, id) if id else Conversation(model=one)
         is_all = not chats or "all" in visit.query
         names = chats + [name for name in others if is_all or name in (kept.model, two)]
@@ -81,6 +85,14 @@ class Chat(Page):
             await talk.show_votes()
         talk.message.run_method("focus")
         ui.context.client.on_delete(talk.stop)
+
+
+def listed_name(name: str, names: Collection[str]) -> str:
+    """Return what the list of models calls the one of that name: an adapter, `BASE:RUN`, has its run's name, too."""
+    if name and name not in names:
+        with contextlib.suppress(SettleError):
+            return resolve_model(name).id
+    return name
 
 
 class ModelChoice:
