@@ -64,9 +64,8 @@ class Chat(Page):
 
     async def build(self, visit: Visit) -> None:
         chats, others = await in_thread(chat_models)
-        asked = [visit.query.get(key, "") for key in ("model", "with")]
-        one, two = [await in_thread(listed_name, name, chats + others) for name in asked]
-        id = visit.query.get("chat", "")
+        known, id = chats + others, visit.query.get("chat", "")
+        one, two = [await in_thread(listed_name, visit.query.get(key, ""), known) for key in ("model", "with")]
         kept = await in_thread(Conversation.read, id) if id else Conversation(model=one)
         is_all = not chats or "all" in visit.query
         names = chats + [name for name in others if is_all or name in (kept.model, two)]
