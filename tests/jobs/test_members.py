@@ -110,7 +110,7 @@ def test_a_member_without_a_model_is_left_out(
 
 
 def test_it_is_resumed_wherever_it_was_stopped_to_the_same_bits(text: Path, capfd: Any) -> None:
-    argv = ["train", str(text), *SETTINGS, "--steps", "60", "--members", "2", "--name"]
+    argv = ["train", str(text), *SETTINGS, "--steps", "45", "--members", "2", "--name"]
     main([*argv, "whole"])
     command = [*argv, "cut"]
     for name in ("cut-member2", "cut-distilled"):

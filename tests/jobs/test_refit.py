@@ -24,7 +24,7 @@ SETTINGS = [
     "--size", "60k", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads", "1",
     "--data.vocab-size", "400", "--refit",
 ]  # fmt: skip
-SHORT, LONG = ("--steps", "40"), ("--steps", "80")
+SHORT, LONG = ("--steps", "40"), ("--steps", "65")
 
 
 def train(text: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[dict[str, Any], str]:
@@ -35,13 +35,13 @@ def train(text: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[di
 
 
 def interrupted(argv: list[str], name: str) -> int:
-    """The exit code of a command that gets Ctrl-C once a run of that name has taken 20 steps."""
+    """The exit code of a command that gets Ctrl-C once a run of that name has taken 5 steps."""
     over = threading.Event()
 
     def watch() -> None:
         events = f"runs/*-{name}-*/events.jsonl"
         while not over.wait(0.005):
-            if any('"kind": "step", "step": 20,' in path.read_text() for path in home().glob(events)):
+            if any('"kind": "step", "step": 5,' in path.read_text() for path in home().glob(events)):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
