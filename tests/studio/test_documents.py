@@ -150,5 +150,5 @@ def test_a_collection_is_deleted_with_consent_and_its_documents_stay(page, studi
     ).wait_for()
     assert axe_findings(page) == [] and (studio.home / "collections/docs").exists()
     page.get_by_role("button", name="Delete docs for good").click()
-    page.get_by_text("No collections yet.").wait_for(timeout=COMMAND)
+    page.get_by_text("None to ask yet.").wait_for(timeout=COMMAND)
     assert not (studio.home / "collections/docs").exists() and (studio.home / "docs/keys.md").exists()

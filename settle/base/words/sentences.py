@@ -169,7 +169,7 @@ def rows_lines(event: RowSummary) -> list[str]:
         lines.append(f"column {unused!r} is not learned; it seems to hold labels: `--objective decision` learns them")
     train = event.train
     share = train["supervised"] / max(1, train["tokens"])
-    lines.append(_sides(event, "rows", "row "))
+    lines.append(_sides(event, "rows", "row" if train["rows"] == 1 else "rows"))
     lines.append(
         f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event.supervise}); "
         f"the longest row has {event.lengths['max']:,}"
@@ -197,8 +197,8 @@ def _sides(event: LedgerSummary, unit: str, name: str = "") -> str:
     if isinstance(event, TextSummary) and total > event.read:
         cut = "parts of "
     choosing = f"{cut}{selecting:,} to choose the best weights, " if event.selection else ""
-    named = name if event.train[unit] == 1 or not name else "rows "
-    return f"{cut}{event.train[unit]:,} {named}to learn from, {choosing}{cut}{event.held_out[unit]:,} held out to judge"
+    named = f" {name}" if name else ""
+    return f"{cut}{event.train[unit]:,}{named} to learn from, {choosing}{cut}{event.held_out[unit]:,} held out to judge"
 
 
 def secrets_warning(event: LedgerSummary, fix: str) -> str | None:

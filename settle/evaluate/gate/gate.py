@@ -50,6 +50,7 @@ from settle.formats.gguf.types import Bars, ggml_type, is_float
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.engine import Engine
 from settle.model.decoder import Decoder
+from settle.train.proof import has_experts
 
 PROSE = (
     "The river was high that spring, and nobody crossed it before the end of May. When the water fell, the first to go "
@@ -183,6 +184,8 @@ def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort
 
 def _rerouted(reference: Reference, bars: Bars, dtype: str, small: bool, effort: Effort) -> str | None:
     """Say that rounding alone sends tokens to other experts, if that alone costs more than the bar."""
+    if not has_experts(reference.model):
+        return None
     # llama.cpp keeps keys and values in f16, whatever the file's type
     noise = max(ggml_type("Q8_0" if dtype == SAME_BLOCKS else dtype).rounding, ggml_type("F16").rounding)
     with in_fp32(reference.model, small):

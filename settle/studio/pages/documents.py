@@ -34,9 +34,9 @@ class Documents(Page):
         names = indexed_names()
         waiting = [name for name in collection_names() if name not in names]
         if waiting:
-            words(f"{', '.join(waiting)}: no text is indexed yet. The page follows.", classes="dim")
-        if not names and not waiting:
-            empty_state("No collections yet. One is made from folders of documents.", ("Index a folder", INDEX))
+            words(f"{', '.join(waiting)}: no text yet. This page changes as soon as there is some.", classes="dim")
+        if not names:
+            empty_state("None to ask yet. A collection is made from folders of documents.", ("Index a folder", INDEX))
 
         async def look_again() -> None:
             if indexed_names() != names:
