@@ -103,6 +103,13 @@ def test_the_one_collection_there_is_needs_no_name(at_home, capsys, monkeypatch)
     assert "There are: docs, more" in (said := capsys.readouterr().err) and f"settle ask docs '{ROTATE}'" in said
 
 
+def test_a_question_where_there_is_no_collection_yet(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
+    assert main(["ask", ROTATE]) == 2
+    said = capsys.readouterr().err
+    assert "no collection to ask yet" in said and "`settle index FOLDER`" in said and ROTATE not in said
+
+
 def test_passages_alone(at_home, capsys):
     assert main(["ask", "docs", ROTATE, "--passages", "--k", "2"]) == 0
     out = capsys.readouterr().out

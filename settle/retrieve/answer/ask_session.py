@@ -30,7 +30,9 @@ def ask(
     max_tokens: of an answer. Raises SettleError.
     """
     names = collection_names()
-    if question is None and names and len(name.split()) > 1 and name not in names:
+    if question is None and len(name.split()) > 1 and name not in names:
+        if not names:
+            raise UsageError("there is no collection to ask yet", "`settle index FOLDER` makes one")
         if len(names) > 1:
             what = f"which collection do you mean? There are: {', '.join(names)}"
             raise UsageError(what, f"`{shell_line('settle', 'ask', names[0], name)}`")
