@@ -192,7 +192,6 @@ def ask(walk: Walk, material: Path) -> None:
     see = page.get_by_role("link", name="See the documents")
     see.wait_for()
     walk.state("indexing")
-    page.wait_for_timeout(20_000)  # a person reads how it goes; the question is asked once it is there
     walk.use(see, "See the documents")
     question = page.get_by_label("Question")
     question.wait_for()

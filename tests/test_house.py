@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 707,
     "files under 40 lines": 115,
-    "non-blank lines": 91_279,
+    "non-blank lines": 91_280,
     "mappings from str to object": 132,
     "isinstance": 598,
     "asserts": 52,

@@ -285,7 +285,8 @@ def warn_of_time(c: TrainingContext) -> None:
 def warn_of_room(c: TrainingContext) -> None:
     """Say so when the disk has no room for two checkpoints: the newest, and the one that takes its place."""
     state = Optimizer.make(c.plan.optimizer_name, c.plan.optimizer).bytes_per_parameter()
-    needed = 2 * sum(t.nbytes + state * t.numel() for t in c.live.model.trainable().values())
+    copies = 3 if c.plan.loop.average else 2  # of the weights: the last, the best, their average
+    needed = 2 * sum(copies * t.nbytes + state * t.numel() for t in c.live.model.trainable().values())
     if (free := disk_free(c.run.path)) < needed:
         room = f"{disk_size(free)} are free in {c.run.path}, and checkpoints take up to {disk_size(needed)}"
         c.events.emit(

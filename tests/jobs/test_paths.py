@@ -123,17 +123,22 @@ def test_a_dry_forecast_begins_nothing(home: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("free", "says"),
-    [(23_900_000, ["23.9 MB are free in FOLDER, and checkpoints take up to 24.0 MB"]), (24_000_000, [])],
+    ("free", "average", "says"),
+    [
+        (39_900_000, 0.1, ["39.9 MB are free in FOLDER, and checkpoints take up to 40.0 MB"]),
+        (40_000_000, 0.1, []),
+        (31_900_000, 0.0, ["31.9 MB are free in FOLDER, and checkpoints take up to 32.0 MB"]),
+        (32_000_000, 0.0, []),
+    ],
 )
 def test_a_disk_without_room_for_two_checkpoints_is_said_before_the_first_step(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, says: list[str]
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, average: float, says: list[str]
 ) -> None:
-    """A million numbers, each with its two moments, twice."""
+    """A million numbers, each with its two moments, its best value and its average where there is one, twice."""
     said: list[str] = []
     monkeypatch.setattr(training_stages, "disk_free", lambda folder: free)
     c = context(training_stages.TrainingContext, None, folder=Run(tmp_path))
-    c.plan = SimpleNamespace(optimizer_name="adamw", optimizer={})
+    c.plan = SimpleNamespace(optimizer_name="adamw", optimizer={}, loop=SimpleNamespace(average=average))
     c.live = SimpleNamespace(model=SimpleNamespace(trainable=lambda: {"weight": torch.zeros(1_000_000)}))
     c.events = SimpleNamespace(
         emit=lambda event: said.append(event.text.split(":")[0].replace(str(tmp_path), "FOLDER"))
