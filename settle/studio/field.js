@@ -34,6 +34,7 @@ export default {
     send() { this.$emit("set", this.now); },
     enter() { this.send(); this.$emit("enter"); },
     focus() { document.getElementById(this.name).focus(); },
+    begin() { if (document.activeElement === document.body) this.focus(); }, // nobody has gone elsewhere meanwhile
     press(event) { // Enter sends, Shift and Enter begin a line; an input method takes its own Enter
       if (!this.sends || event.shiftKey || event.isComposing) return;
       event.preventDefault();

@@ -63,6 +63,9 @@ def test_tab_goes_through_a_whole_page_in_its_order(page, path):
     page.wait_for_function("window.socket && window.socket.connected")
     if path == "/models":  # what fits comes later
         page.get_by_role("table", name="Models that fit").get_by_role("button", name="Look up").first.wait_for()
+    if path == "/new":  # it begins in its first field: here everything is walked, from the top
+        page.wait_for_function("document.activeElement !== document.body")
+        page.evaluate("document.activeElement.blur(); document.body.tabIndex = -1; document.body.focus()")
     page.evaluate(FOLLOW)
     for _ in range(page.evaluate(f"({CONTROLS})().length")):
         page.keyboard.press("Tab")

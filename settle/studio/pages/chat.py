@@ -82,7 +82,7 @@ class Chat(Page):
         await talk.choice.changed()
         if talk.is_blind:
             await talk.show_votes()
-        talk.message.run_method("focus")
+        talk.message.run_method("begin")
         ui.context.client.on_delete(talk.stop)
 
 

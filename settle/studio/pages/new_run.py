@@ -71,7 +71,7 @@ class Start(Work):
                 self.choice, self.more = Slot(is_read=False), Slot(is_read=False)
             with ui.element("div").classes("beside"):
                 self.end = Slot(is_read=False)
-        path.run_method("focus")
+        path.run_method("begin")
         if self.inputs:
             path.put(self.inputs[0])
             ui.timer(0, reported(self._look), once=True)  # the page is there before they are read
