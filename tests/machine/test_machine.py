@@ -93,7 +93,7 @@ def test_probe_chooses_the_faster_dtype_and_says_why(home):
 
 def test_a_slow_dtype_is_not_chosen_and_is_first_tried_on_few_rows(home):
     slow = replace(accelerator("cpu"), dtypes=("float32", "float64"))
-    probe = probe_dtype([(512, 256, 256)], slow, seconds=0.02)
+    probe = probe_dtype([(512, 256, 256)], slow, seconds=0.3)
     assert probe.dtype == "float32" and set(probe.rates) == {"float32", "float64"}
     assert _cut((8192, 256, 256), FEW_OPERATIONS) == (64, 256, 256) and _cut((8, 9, 9), 1.0) == (8, 9, 9)
 

@@ -147,11 +147,10 @@ class Start(Work):
         if state.is_deleted:  # other files have been chosen meanwhile
             return
         state.delete()
-        if about is None:
-            return
-        self.about = cast(Mapping[str, Any], about)
-        self.model = self.model or self.about["proposed"]
-        await self._show_end()
+        if about is not None:
+            self.about = cast(Mapping[str, Any], about)
+            self.model = self.model or self.about["proposed"]
+            await self._show_end()
 
     async def _choose(self, name: str, act: str) -> None:
         if act != "Choose":
@@ -202,7 +201,8 @@ class Start(Work):
         return own | super().given()
 
     async def changed(self) -> None:
-        """Make the forecast and the command line follow what was chosen."""
+        """Make the forecast and the command line follow what was chosen; another model leaves the time."""
+        self.asked = {**self.asked, "time": self.time.text}
         outlooks: Mapping[str, Any] = next(
             (one["outlooks"] for one in self.about["choices"] if one["name"] == self.model), {}
         )
