@@ -25,9 +25,11 @@ from settle.base.visible import html_picture, html_table, html_text
 from settle.base.words.figures import comparison, listed
 from settle.commands import Command
 from settle.data.decisions.questions import DecisionAnswer, Question
+from settle.data.layouts import Message
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.decider import Decider
 from settle.infer.engine import Engine
+from settle.jobs.generate import Drawing, complete
 from settle.jobs.job import find_job, start
 from settle.jobs.job import resume as resume_run
 from settle.jobs.settings import TUNING_JOBS, IndexSettings
@@ -306,6 +308,20 @@ def chat(
     recommends. Raises SettleError.
     """
     return Conversation(model, Sampling(max_tokens, temperature, top_p, top_k, seed), system, template, context)
+
+
+def generate(
+    model: str, prompts: Sequence[str | Sequence[Message]], samples: int = 1, max_tokens: int = 512,
+    temperature: float | None = None, schema: Settings | None = None, think: bool = False,
+    context: int | None = None, seed: int = 0,
+) -> list[list[str]]:  # fmt: skip
+    """Answer many prompts, each a text or a list of messages; returns `samples` answers of each.
+
+    It is what `settle generate` does with a file: several at a time, and a known answer is not made again. schema: a
+    JSON Schema that every answer fits. Raises SettleError.
+    """
+    drawing = Drawing(samples, max_tokens, temperature, seed, schema, think, context)
+    return complete(model, prompts, drawing, Events())
 
 
 def serve(*models: str, **settings: object) -> ServerProcess:

@@ -87,11 +87,10 @@ class ModelArm(Arm[Case, Reply]):
         self.name, self.seconds = name or ref.name, seconds
         self._ref, self._context, self._max_tokens = ref, context, max_tokens
         self._model: FileModel | None = None
-        files = [p for p in (ref.weights, ref.adapter) if p is not None]
-        hashes = [_hash(p, stamp_of(p)) for p in files]
-        self.key = digest([hashes, version("xllamacpp"), max_tokens])
+        self.key = digest([model_hashes(ref), version("xllamacpp"), max_tokens])
         per_slot = max(1, read_facts(ref.weights).bytes_per_token * context)
         self.at_once = max(1, min(SLOTS, int(CACHE_SHARE * memory().available) // per_slot))
+        files = [p for p in (ref.weights, ref.adapter) if p is not None]
         self.num_bytes = sum(p.stat().st_size for p in files) + self.at_once * per_slot
 
     def load(self) -> None:
@@ -161,6 +160,11 @@ def digest(value: object) -> str:
     """Return a short hash of anything that JSON can hold."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:24]
+
+
+def model_hashes(ref: ModelRef) -> list[str]:
+    """Return the hashes of a model's files."""
+    return [_hash(p, stamp_of(p)) for p in (ref.weights, ref.adapter) if p is not None]
 
 
 @functools.lru_cache(maxsize=64)

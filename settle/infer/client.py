@@ -20,6 +20,11 @@ Message = Body  # {"role", "content", …}
 
 LORA = Mapping[str, float]  # {"id", "scale"}: how much of each adapter that the child knows
 NOTHING: Body = MappingProxyType({})
+# for llguidance, within a JSON Schema: one space where people put one, none elsewhere. Where whitespace is free, small
+# models write it without end.
+JSON_SPACING: Body = MappingProxyType(
+    {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+)
 LETTER_BIAS = 1e3  # added to a logit that is then drawn for sure
 
 
@@ -181,11 +186,12 @@ class LlamaClient:
         temperature: float = 0.0,
         seed: int = 0,
         grammar: str | None = None,
+        sampling: Body = NOTHING,
     ) -> WholeAnswer:
         """Return a whole answer, the likeliest one unless `temperature` is given.
 
-        grammar: of the whole answer, in GBNF."""
-        body = self._request(prompt, max_tokens, temperature, seed=seed, grammar=grammar)
+        grammar: of the whole answer, in GBNF. sampling: further settings, in llama.cpp's words."""
+        body = self._request(prompt, max_tokens, temperature, seed=seed, grammar=grammar) | dict(sampling)
         answer = self._child.post("/completion", body)
         return WholeAnswer(answer["content"], answer["stop_type"] != "limit", answer["tokens_predicted"])
 

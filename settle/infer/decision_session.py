@@ -1,161 +1,61 @@
 """Decisions as people ask for them: about one text, or about the rows of a table, which is written with the answers."""
 
-import csv
-import io
-import json
 import math
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 from settle.base.errors import DataError, EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Progress, ResultReady, Say, Warn
-from settle.base.files import read_bounded
+from settle.base.files import read_object
 from settle.base.statistics import wilson
 from settle.base.visible import visible_line
 from settle.data.decisions.calibration import CLAIMED, Refusal, least_risk, refusal_for
 from settle.data.decisions.corpus import UNTRAINED_SHARE
 from settle.data.decisions.questions import DecisionAnswer, Question, ranked
 from settle.data.decisions.rows import LabelColumn
-from settle.documents.blocks import Unreadable
-from settle.documents.reader_pool import RowReader
-from settle.documents.readers import Reader
-from settle.documents.rows import Record, problem_of
-from settle.documents.walk import Walk
-from settle.infer.child_process import Body, Json
+from settle.infer.child_process import Json
 from settle.infer.decider import Decider
+from settle.infer.table import Row, Table, read_table
 from settle.library.resolve import resolve_gguf
 
 SHOWN = 5  # options of an answer
 TOGETHER = 4  # rows that are decided at the same time
 PROBABILITY, MEAN = "_probability", "_mean"  # ends of the names of columns
 LEAST_SHOWN = 0.005  # probability below which an option is left out
-
-
-Row = Body
-Write = Callable[[Row, Row], None]  # a row, and the cells that it gets
-STDIN, STATE = Path("-"), "state"
+STATE = "state"  # column of what is decided about
 _ANY = Question("noul", "", ())
 
 
-class TableRow(NamedTuple):
-    """Named values, or why a row has none."""
+def _states(table: Table, columns: Sequence[str]) -> Iterator[object]:
+    """Yield what is decided about in each row.
 
-    values: Row
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that are decided about. is_csv: whether the answers are written as CSV."""
-
-    rows: Sequence[TableRow]
-    is_csv: bool
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of all columns, in their order."""
-        return list(dict.fromkeys(str(name) for row in self.rows for name in row.values))
-
-    def states(self, columns: Sequence[str]) -> Iterator[object]:
-        """Yield what is decided about in each row.
-
-        Its `state`, or those columns that the model was tuned on, or its only one; None for a row that has no values.
-        Raises DataError for a table that lacks columns.
-        """
-        present = self.columns
-        wanted = [STATE] if STATE in present else list(columns) or present
-        missing = [name for name in wanted if name not in present]
-        if missing and len(present) > 1:
-            raise DataError(
-                f"the model was tuned on the column {missing[0]!r}, and the rows have {', '.join(present[:8])}",
-                "rename the columns, or give each row its text as `state`",
-            )
-        wanted = present if missing else wanted
-        if len(wanted) > 1 and not columns:
-            raise DataError(
-                f"the model does not say which of the columns {', '.join(present[:8])} it reads",
-                "give each row its text as `state`, or one column alone",
-            )
-        reading = LabelColumn("", _ANY, tuple(wanted))
-        for row in self.rows:
-            if row.problem:
-                yield None
-            else:
-                yield row.values.get(STATE) if wanted == [STATE] else reading.state(row.values)
-
-    @contextmanager
-    def writer(self, out: Path | None, added: Sequence[str], events: Events) -> Iterator[Write]:
-        """Open what writes a row with its answers to stdout, or to the file, which is there once everything is.
-
-        added: the columns of the answers; one that the table has already gets another name.
-        """
-        own = self.columns
-        names = {name: name if name not in own else f"{name}_decided" for name in added}
-        header = [*own, *names.values()]
-        if out is None:
-            yield self._lines(header, names, lambda text: events.emit(AnswerText(text=text)))
-            return
-        beside = out.with_name(f".{out.name}.{os.getpid()}.part")
-        try:
-            with beside.open("w", encoding="utf-8", newline="") as file:
-                yield self._lines(header, names, file.write)
-            beside.replace(out)
-        except OSError as e:
-            raise UsageError(f"cannot write {out}: {e.strerror}", "give another --out") from None
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def _lines(self, header: list[str], names: Mapping[str, str], put: Callable[[str], object]) -> Write:
-        def line(cells: Sequence[object]) -> str:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerow(cells)
-            return text.getvalue()
-
-        def write(row: Row, cells: Row) -> None:
-            values = {**row, **{names[name]: value for name, value in cells.items()}}
-            if self.is_csv:
-                put(line(["" if values.get(name) is None else values[name] for name in header]))
-            else:
-                put(json.dumps(values, ensure_ascii=False, default=str) + "\n")
-
-        if self.is_csv:
-            put(line(header))
-        return write
-
-
-def read_table(path: Path, stdin: BinaryIO) -> Table:
-    """Read the rows of a file, or of stdin for `-`. Raises UsageError, DataError."""
-    if path == STDIN:
-        data = stdin.read()
-        name = "jsonl" if data.lstrip()[:1] == b"{" else "csv"
-        return _table(list(Reader.part(name)().records(io.BytesIO(data))), name == "csv", "stdin")
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", "give a .csv, .jsonl or .parquet file")
-    files = list(Walk(looks_inside=True).files([path]))
-    try:
-        with RowReader(files, lambda file, note: None) as reader:
-            records = [record for file in files for record in reader.records(file)]
-    except Unreadable as e:
-        raise DataError(f"{path.name} cannot be read: {e.what}", "give a .csv, .jsonl or .parquet file") from None
-    return _table(records, bool(files) and files[0].reader == "csv", path.name)
-
-
-def _table(records: Sequence[Record], is_csv: bool, name: str) -> Table:
-    rows = []
-    for record in records:
-        value, problem = record.get("value"), f"line {record['row']}: {problem_of(record)}"
-        rows.append(TableRow(value) if isinstance(value, Mapping) else TableRow({}, problem))
-    if all(row.problem for row in rows):
-        first = f" that can be read: {rows[0].problem}" if rows else ""
-        raise DataError(f"{name} holds no rows{first}", "give a table with a header, or JSON lines")
-    return Table(rows, is_csv)
+    Its `state`, or those columns that the model was tuned on, or its only one; None for a row that has no values.
+    Raises DataError for a table that lacks columns.
+    """
+    present = table.columns
+    wanted = [STATE] if STATE in present else list(columns) or present
+    missing = [name for name in wanted if name not in present]
+    if missing and len(present) > 1:
+        raise DataError(
+            f"the model was tuned on the column {missing[0]!r}, and the rows have {', '.join(present[:8])}",
+            "rename the columns, or give each row its text as `state`",
+        )
+    wanted = present if missing else wanted
+    if len(wanted) > 1 and not columns:
+        raise DataError(
+            f"the model does not say which of the columns {', '.join(present[:8])} it reads",
+            "give each row its text as `state`, or one column alone",
+        )
+    reading = LabelColumn("", _ANY, tuple(wanted))
+    for row in table.rows:
+        if row.problem:
+            yield None
+        else:
+            yield row.values.get(STATE) if wanted == [STATE] else reading.state(row.values)
 
 
 @dataclass(frozen=True)
@@ -260,16 +160,9 @@ class DecisionSession:
 
 def read_questions(path: Path) -> dict[str, Question]:
     """Read the questions of a JSON file: one, or an object of them by name. Raises UsageError, DataError."""
-    try:
-        value = json.loads(read_bounded(path))
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror}", "give a file of questions") from None
-    except (ValueError, RecursionError) as e:
-        raise UsageError(f"{path} is no JSON: {str(e)[:100]}", "write the questions as JSON") from None
-    if isinstance(value, Mapping) and "instructions" in value:
+    value = read_object(path, 'questions: {"NAME": {"type": …, "instructions": …, "criteria": …}}')
+    if "instructions" in value:
         return {path.stem: Question.from_json(value, path.stem)}
-    if not isinstance(value, Mapping) or not value:
-        raise UsageError(f"{path} holds no questions", 'write {"NAME": {"type": …, "instructions": …, "criteria": …}}')
     return {str(name): Question.from_json(question, str(name)) for name, question in value.items()}
 
 
@@ -289,7 +182,7 @@ def decide(
     """
     if rows and text is not None:
         raise UsageError("a text and --rows are given", "leave one of them out")
-    table = read_table(rows, sys.stdin.buffer) if rows else None
+    table = read_table(rows) if rows else None
     if table is None and text in (None, "-"):
         if sys.stdin.isatty():
             raise UsageError("there is no text to decide about", f"settle decide {name} 'some text', or text on stdin")
@@ -321,8 +214,11 @@ def _decide_rows(session: DecisionSession, table: Table, out: Path | None, event
             return None, e.what
 
     total, answered, broken, problem = len(table.rows), 0, 0, ""
-    with ThreadPoolExecutor(TOGETHER) as pool, table.writer(out, session.columns_of_answers, events) as write:
-        results = pool.map(result, table.states(session.columns))
+    with (
+        ThreadPoolExecutor(TOGETHER) as pool,
+        table.writer(out, session.columns_of_answers, "decided", events) as write,
+    ):
+        results = pool.map(result, _states(table, session.columns))
         for number, (row, (decided, error)) in enumerate(zip(table.rows, results, strict=True), 1):
             if decided is None:
                 error = row.problem or error

@@ -1,8 +1,10 @@
 """A GGUF file running in llama.cpp, in a child process (see `server_child.py`)."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,9 @@ from settle.infer.template_check import require_sound_model
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, bytes_per_token, longest_context
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_draft
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Engine(ChildModel[Child], LlamaClient):
@@ -90,6 +95,23 @@ class Engine(ChildModel[Child], LlamaClient):
 
     def _lora(self) -> list[LORA]:
         return [{"id": 0, "scale": self.adapter_scale}] if self.adapter else []
+
+
+def at_once(
+    work: Callable[[Item], Result], items: Iterable[Item], number: int, stop: Callable[[], object]
+) -> Iterator[Result]:
+    """Yield the result of each item, in order; `number` threads work.
+
+    stop: ends what is in flight when the caller gives up, which would otherwise be waited for.
+    """
+    with ThreadPoolExecutor(number) as pool:
+        try:
+            yield from pool.map(work, items)
+        except (KeyboardInterrupt, GeneratorExit):
+            stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def engine_of(model: ModelRef) -> Engine:

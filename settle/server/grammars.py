@@ -15,6 +15,7 @@ from types import MappingProxyType
 from settle.base.line_child import LineChild
 from settle.base.python_command import module_command
 from settle.infer.child_process import Json
+from settle.infer.client import JSON_SPACING
 from settle.server.models.loaded_model import LoadedModel
 from settle.wire.errors import ApiError, invalid
 from settle.wire.types import ChatRequest, TextRequest, Tool
@@ -73,8 +74,6 @@ def _ask_process(request: bytes) -> str:
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MOST_CALLS = 32  # of one answer
 HEAD = "%llguidance {}\n"
-# one space where people put one, none elsewhere: where whitespace is free, small models write it without end
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # llguidance's words for a limit, and what they mean to whoever wrote the schema
 LIMITS = (
     (r"Current row has", "it allows too many things at one place, such as optional properties or alternatives"),
@@ -178,7 +177,7 @@ def _renamed_refs(schema: Json, renamed: Mapping[str, str]) -> Json:
 
 
 def _with_spacing(schema: Json) -> str:
-    return json.dumps(schema | {"x-guidance": SPACING}, ensure_ascii=True)
+    return json.dumps({**schema, **JSON_SPACING}, ensure_ascii=True)
 
 
 def _end(loaded: LoadedModel) -> str:

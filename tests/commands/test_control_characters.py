@@ -83,6 +83,7 @@ COMMANDS = {
     + [["esc", "x", "--with", f"no{ESCAPES}"], ["--votes"], ["--vote", f"no{ESCAPES}=a"], ["--vote", f"no{ESCAPES}"]],
     "choose": [[f"no{ESCAPES}"], ["rows\x1b[31m.jsonl", "--model", f"no{ESCAPES}"], [f"no{ESCAPES}", "--ask", "x"]],
     "connect": [[f"no{ESCAPES}"], ["continue", "--address", f"http://127.0.0.1:9/{ESCAPES}"]],
+    "generate": [["esc", f"no{ESCAPES}"], ["esc", "rows\x1b[31m.jsonl", "--template", TITLE]],
     "decide": [["esc", f"Is it {ESCAPES}?"], [f"no{ESCAPES}", "x"], ["decider", f"{TITLE}x"]]
     + [["decider", "--rows", "rows\x1b[31m.jsonl"], ["decider", "x", "--questions", f"no{ESCAPES}"]],
     "distill": [["esc", f"no{ESCAPES}", "--dry"]],

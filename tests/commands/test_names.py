@@ -15,6 +15,7 @@ ARGUMENTS = {
     "doctor": ["notes"],
     "eval": ["notes", "--rows", "rows.jsonl"],
     "export": ["notes"],
+    "generate": ["notes", "rows.jsonl"],
     "serve": ["notes", "--port", "0"],
     "shrink": ["notes", "--to", "Q4_0"],
     "tokens": ["notes", "hi"],

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import RunError, cannot_write
+from settle.base.errors import RunError, UsageError, cannot_write
 
 JsonObject = Mapping[str, Any]  # that anyone may have written
 MOST_CHARACTERS = 1 << 20  # of a recipe, a template or a list of questions
@@ -57,6 +57,19 @@ def read_bounded(path: Path, most: int = MOST_CHARACTERS, encoding: str = "utf-8
     if len(text) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(path))
     return text
+
+
+def read_object(path: Path, what: str) -> JsonObject:
+    """Read a JSON file of the user's that holds an object. what: it is, for errors. Raises UsageError."""
+    try:
+        value = json.loads(read_bounded(path))
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}", f"give a file with {what}") from None
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"{path} is no JSON: {str(e)[:100]}", f"write {what} as JSON") from None
+    if not isinstance(value, dict) or not value:
+        raise UsageError(f"{path} holds no object", f"give a file with {what}")
+    return value
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -3,7 +3,6 @@
 Legend: P positions, V vocabulary.
 """
 
-import concurrent.futures
 import contextlib
 import time
 from abc import abstractmethod
@@ -20,7 +19,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress, Sample
 from settle.base.tokenizer import Tokenizer
 from settle.evaluate.compare.cases import Case, asking, spread_order
-from settle.infer.engine import Engine
+from settle.infer.engine import Engine, at_once
 from settle.infer.live_sampling import generate, logprobs
 from settle.library.reference import ModelRef
 from settle.machine import memory
@@ -192,16 +191,9 @@ class FileModel(Model):
     def _each(self, work: Callable[[int], T], number: int, on_progress: OnProgress) -> list[T]:
         self._engine.adapter_scale = self._adapter_scale
         results: list[T] = []
-        with concurrent.futures.ThreadPoolExecutor(self.together) as pool:
-            try:
-                for result in pool.map(work, range(number)):
-                    results.append(result)
-                    on_progress(len(results))
-            except KeyboardInterrupt:
-                self._engine.close()  # the answers in flight end with it; they would be waited for
-                raise
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for result in at_once(work, range(number), self.together, lambda: self._engine.close()):
+            results.append(result)
+            on_progress(len(results))
         return results
 
 
