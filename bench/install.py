@@ -1,7 +1,7 @@
 """Build the wheel and the sdist, and install the wheel into empty environments, as people do. Prints a table.
 
     python bench/install.py [--parts build,extras,tools] [--dist FOLDER]
-                            [--pythons python3.11 python3.12] [--extras base serve shrink rag studio chroma all]
+                            [--pythons python3.11 python3.12] [--extras base serve shrink rag studio chroma mcp all]
 
 build: both files are built twice, from copies of the tree with other names, times and modes, to the same bytes;
 twine finds no fault, and the wheel's data is small. `make dist` keeps them in dist/.
@@ -32,7 +32,7 @@ from bench.journey import TINY, make_inputs  # noqa: E402
 
 MOST_DATA_BYTES = 12 << 20  # what is not Python in the wheel, unpacked
 BIN = "Scripts" if os.name == "nt" else "bin"
-EXTRAS = ("base", "serve", "shrink", "rag", "studio", "chroma", "all")
+EXTRAS = ("base", "serve", "shrink", "rag", "studio", "chroma", "mcp", "all")
 TUNE = "--steps 8 --threads 1 --dtype float32 --batch-rows 4 --compare-rows 6"
 BASE = (
     "--version",
@@ -48,7 +48,7 @@ WITH = {
     "studio": "studio --port 0 --no-browser",
     "chroma": "index docs --name vectors --store chroma",
 }
-HOLDS = {"studio": ("serve", "rag"), "chroma": ("rag",), "all": tuple(WITH)}
+HOLDS = {"studio": ("serve", "rag"), "chroma": ("rag",), "mcp": ("serve", "rag"), "all": tuple(WITH)}
 UP = ("127.0.0.1:", "localhost:")  # a server has started when it says where
 LIMIT = 900  # seconds of one command
 

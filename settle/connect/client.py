@@ -1,6 +1,7 @@
 """What `settle connect` does: lists the clients, shows how one is set up, writes or restores its files, checks it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -8,7 +9,17 @@ from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
 from settle.base.server_state import running_server, server_key
 from settle.connect.client_files import is_connected, save, undo
 from settle.connect.clients import Client, Connection, cli_name
-from settle.connect.server import CheckResult, check_request
+from settle.connect.server import CheckResult, check_request, open_connection
+
+
+class ServerChoice(NamedTuple):
+    """The server that a client is to use, as far as a person has said; the fields are those of `open_connection`."""
+
+    address: str | None = None
+    key: str | None = None
+    model: str | None = None
+    origin: str = ""
+    replaces: bool = False
 
 
 def client_names() -> list[str]:
@@ -47,12 +58,12 @@ def disconnect(name: str, force: bool, events: Events) -> None:
     events.emit(ResultReady(result={"client": name, "undone": done}))
 
 
-def connect(name: str, connection: Connection, is_written: bool, is_checked: bool, events: Events) -> bool:
+def connect(name: str, server: ServerChoice, is_written: bool, is_checked: bool, events: Events) -> bool:
     """Show what to configure, and return whether all of the client's requests passed.
 
     is_written: writes it too; is_checked: sends the client's requests. Raises CannotMerge with what to put into the
     file by hand."""
-    client = find_client(name)
+    client, connection = find_client(name), open_connection(*server)
     files, steps, note = client.files(connection), client.steps(connection), client.note(connection)
     for file in files:
         events.emit(Say(text=f"put this into {file.path}:"))

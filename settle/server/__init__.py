@@ -10,4 +10,6 @@ requests/    what all APIs share: chats, completions, embeddings, tools, and the
 grammars     what constrains an answer, and is checked; audit: what is noted of each request
 models/      the models: found by name, loaded on demand, described, changed in the store
 guard        who is let in, and what may be sent
+
+Beside them mcp_tools: documents and verdicts over the Model Context Protocol, for one program, without a port.
 """

@@ -37,8 +37,7 @@ class Connect(Command):
 
     def run(self, events: Events) -> int:
         try:
-            from settle.connect.client import connect, disconnect, find_client, list_clients
-            from settle.connect.server import open_connection
+            from settle.connect.client import ServerChoice, connect, disconnect, list_clients
         except ModuleNotFoundError as e:
             raise UsageError(f"connecting needs {e.name}", extra_command("serve")) from None
         if not self.client:
@@ -49,6 +48,5 @@ class Connect(Command):
         if self.undo:
             disconnect(self.client, self.force, events)
             return 0
-        find_client(self.client)
-        connection = open_connection(self.address, self.key, self.model, self.origin, self.force)
-        return 0 if connect(self.client, connection, self.write, not self.print, events) else 1
+        server = ServerChoice(self.address, self.key, self.model, self.origin, self.force)
+        return 0 if connect(self.client, server, self.write, not self.print, events) else 1

@@ -82,13 +82,13 @@ class Database:
             raise
 
     def _prepare(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if not self.is_read_only:
             self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.execute("PRAGMA synchronous = FULL")
+        if version == 0 and not self.is_read_only:  # the file keeps these two: to set them again would write to it
             self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has no effect once there are tables
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0 and not self.is_read_only:
             with self.transaction():
                 for statement in (*_TABLES, f"PRAGMA user_version = {_FORMAT}"):
                     self._connection.execute(statement)
