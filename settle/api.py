@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from settle import retrieve
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady
@@ -37,9 +38,6 @@ from settle.library.resolve import resolve_gguf
 from settle.show.signs import visible_event
 from settle.show.tables import aligned
 from settle.show.talk import Talk, notebook_console
-
-if TYPE_CHECKING:
-    from settle.retrieve.answer.ask import AskableCollection
 
 Settings = Mapping[str, object]
 STOP_SECONDS = 10.0  # of a server, whose answers in flight end first
@@ -253,20 +251,19 @@ def shrink(model: str, *inputs: str, progress: bool | None = None, **settings: o
     return _run_job("shrink", {"model": model, "inputs": list(inputs), **settings}, progress)
 
 
-def index(path: str, *more: str, progress: bool | None = None, **settings: object) -> "AskableCollection":
+def index(path: str, *more: str, progress: bool | None = None, **settings: object) -> "retrieve.Collection":
     """Index folders of documents, as `settle index` does, and open the collection.
 
     It answers questions: `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
     from settle.jobs.index import index as run_index  # needs the extra `rag`
-    from settle.retrieve.answer.ask import AskableCollection
 
     asked = resolve(IndexSettings, [("asked", {"paths": [path, *more], **settings})]).value
     with _events(progress) as events:
         name = run_index(asked, events)
     if name is None:
         raise UsageError("nothing was indexed", "leave delete=True out")
-    return AskableCollection(name)
+    return retrieve.Collection(name)
 
 
 def pull(what: str, progress: bool | None = None, **settings: object) -> Report:

@@ -359,6 +359,28 @@ class IndexSettings(ThreadSettings):
     store: Choice = choice("retrieve/index/stores", description="what stores vectors; lancedb for a new collection")
 
 
+class RowsSettings(ThreadSettings):
+    """Which documents become how many examples, who asks, and what is left out."""
+
+    paths: list[str] = Field([], description="folders and files, or the name of a collection")
+    out: Path = Field(Path("rows.jsonl"), description="write the rows to this file; the card and what failed beside it")
+    count: int = Field(200, gt=0, le=100_000, description="rows that are wanted, twins not counted")
+    model: str | None = Field(
+        None, description="writes questions about sentences that no rule fits; rules alone if not given"
+    )
+    base: str | None = Field(None, description="leave out what this model answers already, without the documents")
+    held_out: Path | None = Field(
+        None, description="leave out rows that are in this file of questions kept for judging"
+    )
+    twins: bool = Field(
+        False, description="add rows with their text, and twins whose text was robbed of the answer and does not say"
+    )
+    least: float = Field(
+        0.5, gt=0, lt=1, description="probability of an answer, by the judge, from which a row is kept"
+    )
+    seed: int = Field(0, ge=0, description="same seed and documents, same rows")
+
+
 class ChooseSettings(ThreadSettings):
     """The examples, what they may be answered with, and how the answers are judged."""
 

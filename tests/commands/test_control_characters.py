@@ -93,6 +93,7 @@ COMMANDS = {
     "eval": [["esc", "--rows", f"no{ESCAPES}"], ["esc", "--rows", "rows\x1b[31m.jsonl", "--limit\x1b", "1"]],
     "export": [[f"no{ESCAPES}"], ["esc", "--out", f"./no{ESCAPES}/x.gguf"]],
     "index": [["docs"], [f"no{ESCAPES}"]],
+    "mcp": [[f"no{ESCAPES}"]],
     "models": [[], ["show", "esc"], ["show", f"no{ESCAPES}"], ["fit", f"no{ESCAPES}"]]
     + [["fit", "esc", "--machine", f"rtx{ESCAPES}"], ["fit", "esc", "--machine", "rtx 4090"]],
     "pick": [["x", "--prompts", f"no{ESCAPES}"], [ESCAPES, "--prompts", "rows\x1b[31m.jsonl", "--models", ESCAPES]],
@@ -100,6 +101,8 @@ COMMANDS = {
     + [["train", "--params", "1b", "--tokens", "1b", "--machine", ESCAPES]],
     "pull": [[f"./no{ESCAPES}.gguf"], [f"no{ESCAPES}"]],
     "resume": [[f"no{ESCAPES}"], ["odd"]],
+    "rows": [[f"no{ESCAPES}"], ["docs", "--out", f"no{ESCAPES}/x"],
+    ["docs", "--base", f"no{ESCAPES}"], ["docs", "--count", "3"]],
     "runs": [[], ["show", "odd"], ["--ledger"], ["show", f"no{ESCAPES}"], ["audit"], ["audit", f"no{ESCAPES}"]],
     "serve": [[f"no{ESCAPES}"]],
     "shrink": [["esc", "--to", f"no{ESCAPES}"], [f"no{ESCAPES}", "--to", "Q4_0"]],

@@ -86,10 +86,10 @@ def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
     if is_entry and (m := _ENTRY.match(text)):
         pairs.append((m["term"], " ".join(plain(m["gloss"]).split())))
     terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in pairs]
-    return [(term, gloss) for term, gloss in terms if _is_term(term) and _is_prose(gloss)]
+    return [(term, gloss) for term, gloss in terms if is_term(term) and _is_prose(gloss)]
 
 
-def _is_term(text: str) -> bool:
+def is_term(text: str) -> bool:
     term_words = text.lower().split()
     return 0 < len(term_words) <= MOST_TERM and not (STOP | NO_TERM).intersection(term_words[:1] + term_words[-1:])
 
@@ -326,13 +326,13 @@ def as_people_ask(question: str, random: Random) -> str:
         if random.random() < 0.5:
             question = pattern.sub(random.choice(others), question)
     if random.random() < _SLIP:
-        question = _slipped(question, random)
+        question = slipped(question, random)
     if random.random() >= _BARE:
         question = random.choice(_AROUND).format(question)
     return question
 
 
-def _slipped(question: str, random: Random) -> str:
+def slipped(question: str, random: Random) -> str:
     """Return the question with a letter of one longer word left out or doubled."""
     words = [match for match in _LOWER_WORD.finditer(question) if len(match[0]) >= _LONG]
     if not words:
