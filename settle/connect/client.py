@@ -1,15 +1,21 @@
 """What `settle connect` does: lists the clients, shows how one is set up, writes or restores its files, checks it."""
 
+import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
+from settle.base.python_command import extra_command
 from settle.base.server_state import running_server, server_key
-from settle.connect.client_files import is_connected, save, undo
-from settle.connect.clients import Client, Connection, cli_name
+from settle.connect.client_files import MCP, is_connected, save, saved_names, undo
+from settle.connect.clients import Client, Connection, cli_name, documents_command
+from settle.connect.config_files import Entry
 from settle.connect.server import CheckResult, check_request, open_connection
+
+START_SECONDS = 60.0  # in which a server has to say what it can do
+LONGEST_ERROR = 300  # characters
 
 
 class ServerChoice(NamedTuple):
@@ -52,7 +58,7 @@ def list_clients(events: Events) -> None:
 def disconnect(name: str, force: bool, events: Events) -> None:
     """Undo what `connect` wrote. Raises UsageError, RunError."""
     find_client(name)
-    done = undo(name, force)
+    done = [line for saved in saved_names(name) or [name] for line in undo(saved, force)]
     for line in done or ["nothing was left to undo"]:
         events.emit(Say(text=line))
     events.emit(ResultReady(result={"client": name, "undone": done}))
@@ -93,6 +99,64 @@ def connect(name: str, server: ServerChoice, is_written: bool, is_checked: bool,
     }
     events.emit(ResultReady(result=result))
     return all(check.passed for check in checks)
+
+
+def connect_documents(
+    name: str, collections: Sequence[str], is_written: bool, is_checked: bool, events: Events
+) -> bool:
+    """Show how a client is to start `settle mcp`, and return whether its tools are there when it is started so.
+
+    is_written: writes it too. Raises UsageError for a client that has no file for it, CannotMerge."""
+    command = documents_command(collections)
+    files = find_client(name).document_files(command)
+    if not files:
+        able = [other for other in client_names() if find_client(other).document_files(command)]
+        raise UsageError(f"settle has no file of {name} for documents to write", f"it has of {', '.join(able)}")
+    for file in files:
+        events.emit(Say(text=f"put this into {file.path}:"))
+        events.emit(AnswerText(text=file.part.rstrip("\n") + "\n"))
+    why = check_documents(command) if is_checked else ""
+    if why:
+        events.emit(Warn(text=f"started as {name} would, `settle mcp` fails: {why}"))
+    elif is_checked:
+        events.emit(Say(text=f"✓ {name} can read {', '.join(collections)}"))
+    paths = save(name + MCP, files, frozenset()) if is_written and not why else []
+    for path in paths:
+        events.emit(Say(text=f"written: {path}; `settle connect {name} --undo` takes it back"))
+    if not paths:
+        events.emit(Say(text="nothing is written" + ("" if is_written else "; --write does that")))
+    shown = [{"path": str(file.path), "part": file.part} for file in files]
+    result = {"client": name, "collections": [*collections], "files": shown, "written": [str(path) for path in paths]}
+    events.emit(ResultReady(result=result | {"why": why}))
+    return not why
+
+
+def check_documents(command: Entry) -> str:
+    """Start an MCP server as a client does, ask for its tools, and return what is wrong, or "".
+
+    Raises UsageError without the library."""
+    try:
+        import anyio
+        from mcp import ClientSession, MCPError, StdioServerParameters, stdio_client
+    except ModuleNotFoundError as e:
+        raise UsageError(f"documents for an editor need {e.name}", extra_command("mcp")) from None
+
+    async def names_of_tools() -> list[str]:
+        with anyio.fail_after(START_SECONDS):
+            server = StdioServerParameters.model_validate(command)
+            async with stdio_client(server, errlog=errors) as streams, ClientSession(*streams) as session:
+                await session.initialize()
+                return [tool.name for tool in (await session.list_tools()).tools]
+
+    why = ""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        try:
+            if "ask" not in anyio.run(names_of_tools):
+                why = "it has no tool to ask"
+        except* (MCPError, OSError, TimeoutError) as e:
+            why = f"it ended or did not answer in {START_SECONDS:.0f} s ({type(e.exceptions[0]).__name__})"
+        errors.seek(0)
+        return " ".join(errors.read().split())[:LONGEST_ERROR] or why if why else ""
 
 
 def _write(name: str, client: Client, connection: Connection, events: Events) -> list[str]:

@@ -17,6 +17,7 @@ from settle.connect.config_files import ConfigFile
 # content in base64, None where there was no file; `mode`, its permissions; `made`, folders that we made; and `wrote`,
 # the sha256 of what we wrote.
 _Record = dict[str, Any]
+MCP = ".mcp"  # after a client's name: what was done for it to start `settle mcp`
 
 
 def save(name: str, files: list[ConfigFile], origins: frozenset[str]) -> list[Path]:
@@ -27,7 +28,10 @@ def save(name: str, files: list[ConfigFile], origins: frozenset[str]) -> list[Pa
     record = _read_record(name)
     if record and [saved["path"] for saved in record["files"]] != [str(file.path.resolve()) for file in files]:
         places = ", ".join(saved["path"] for saved in record["files"]) or "none"
-        raise RunError(f"settings of {name} are elsewhere too: {places}", f"run `settle connect {name} --undo` first")
+        raise RunError(
+            f"settings of {name} are elsewhere too: {places}",
+            f"run `settle connect {name.removesuffix(MCP)} --undo` first",
+        )
     known = {saved["path"]: saved for saved in record["files"]} if record else {}
     saved_files: list[_Record] = []
     texts: list[tuple[Path, bytes]] = []
@@ -81,6 +85,12 @@ def undo(name: str, force: bool) -> list[str]:
 def is_connected(name: str) -> bool:
     """Return whether `save` did something that was not undone."""
     return _record_path(name).exists()
+
+
+def saved_names(name: str) -> list[str]:
+    """Return what `save` did for a client and for its MCP server, the newest first: both may be in one file."""
+    there = [_record_path(one) for one in (name, name + MCP) if is_connected(one)]
+    return [path.stem for path in sorted(there, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
 
 def _restore(saved: _Record) -> str:

@@ -46,6 +46,16 @@ def json_file(path: Path, part: object, empty: T, change: Callable[[T], T]) -> C
     return ConfigFile(path, shown, lambda old: merge_json(old, empty, change, shown))
 
 
+def json_entry(path: Path, key: str, entry: Entry) -> ConfigFile:
+    """Return a JSON file with `entry` under the name settle in the object `key`; the other entries of that stay."""
+    empty: dict[str, Entry] = {}
+
+    def change(value: dict[str, Entry]) -> dict[str, Entry]:
+        return {**value, key: {**value.get(key, {}), "settle": entry}}
+
+    return json_file(path, change(empty), empty, change)
+
+
 def merge_yaml(old: str | None, head: Entry, keys: Sequence[str], entry: Entry) -> str:
     """Return YAML with `entry` in the list under `keys`, replacing the one that has the same name.
 

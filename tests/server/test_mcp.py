@@ -215,3 +215,48 @@ def test_a_missing_library_is_told_with_its_fix(at_home, monkeypatch, capsys):
     assert main(["mcp", "docs"]) == 2
     said = capsys.readouterr().err
     assert "MCP needs mcp" in said and "[mcp]" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "file"),
+    [("vscode", "servers", "Code/User/mcp.json"), ("zed", "context_servers", "zed/settings.json")],
+)
+def test_connect_sets_an_editor_up_and_what_it_wrote_works(at_home, tmp_path, monkeypatch, capsys, name, key, file):
+    for variable in ("HOME", "APPDATA", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.delenv("VSCODE_PORTABLE", raising=False)
+    path = (tmp_path / "Library/Application Support" if sys.platform == "darwin" else tmp_path) / file
+    path.parent.mkdir(parents=True)
+    path.write_text(before := json.dumps({"theme": "dark", key: {"other": {"command": "other"}}}))
+    assert main(["connect", name, "--mcp", "docs", "--mcp", "notes"]) == 0
+    assert "--write does that" in capsys.readouterr().err and path.read_text() == before
+    assert main(["connect", name, "--mcp", "docs", "--mcp", "notes", "--write"]) == 0
+    written = json.loads(path.read_text())
+    entry = written[key].pop("settle")
+    assert written == json.loads(before)
+
+    async def asked():
+        server = mcp.StdioServerParameters(**{**entry, "env": {**os.environ, **entry["env"]}})
+        with open(os.devnull, "w") as nowhere:
+            async with mcp.stdio_client(server, errlog=nowhere) as streams, mcp.ClientSession(*streams) as session:
+                await session.initialize()
+                return await session.call_tool("ask", {"question": ROTATE, "collection": "docs"})
+
+    assert "vault rotate" in anyio.run(asked).structured_content["answer"]
+    assert main(["connect", name, "--undo"]) == 0
+    assert path.read_text() == before
+
+
+def test_connect_writes_nothing_that_does_not_start(at_home, tmp_path, monkeypatch, capsys):
+    for variable in ("HOME", "APPDATA", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "desk"))
+    assert main(["connect", "zed", "--mcp", "no-such", "--write"]) == 1
+    assert "there is no collection 'no-such'" in capsys.readouterr().err and not (tmp_path / "desk").exists()
+    path = tmp_path / "desk" / "zed" / "settings.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(before := '{"context_servers": ["no object"]}')
+    if sys.platform == "linux":
+        assert main(["connect", "zed", "--mcp", "docs", "--write"]) == 1
+        assert "not plain JSON of the expected form" in capsys.readouterr().err and path.read_text() == before
+    assert main(["connect", "curl", "--mcp", "docs"]) == 2
+    assert "vscode, zed" in capsys.readouterr().err

@@ -31,13 +31,16 @@ class Connect(Command):
     force: bool = Field(
         False, description="undo even if the file was changed since; with --write, replace another server"
     )
+    mcp: list[str] = Field(
+        default_factory=list, description="collection that its agent may read, by `settle mcp`; no server is needed"
+    )
     address: str | None = Field(None, description="of the server (default: the one that runs here)")
     key: str | None = Field(None, description="of the server (default: the one of this machine)")
     origin: str = Field("", description="of the browser extension, where every browser has another one")
 
     def run(self, events: Events) -> int:
         try:
-            from settle.connect.client import ServerChoice, connect, disconnect, list_clients
+            from settle.connect.client import ServerChoice, connect, connect_documents, disconnect, list_clients
         except ModuleNotFoundError as e:
             raise UsageError(f"connecting needs {e.name}", extra_command("serve")) from None
         if not self.client:
@@ -48,5 +51,7 @@ class Connect(Command):
         if self.undo:
             disconnect(self.client, self.force, events)
             return 0
+        if self.mcp:
+            return 0 if connect_documents(self.client, self.mcp, self.write, not self.print, events) else 1
         server = ServerChoice(self.address, self.key, self.model, self.origin, self.force)
         return 0 if connect(self.client, server, self.write, not self.print, events) else 1

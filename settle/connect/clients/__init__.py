@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from settle.base.python_command import module_command
 from settle.base.registry import Part
-from settle.connect.config_files import ConfigFile
+from settle.connect.config_files import ConfigFile, Entry
 
 NO_KEY = "none"  # for clients that insist on a key where the server needs none
 
@@ -73,6 +74,10 @@ class Client(Part):
         """Return the origins of browser extensions, which must be let in."""
         return frozenset()
 
+    def document_files(self, command: Entry) -> list[ConfigFile]:
+        """Its files with an MCP server that it starts by a command; none where others cannot write them."""
+        return []
+
     def requests(self, connection: Connection) -> list[ClientRequest]:
         """Return the requests that it sends once it is set up."""
         raise NotImplementedError
@@ -81,6 +86,13 @@ class Client(Part):
 def cli_name(name: str) -> str:
     """Return the name of a client's file as people write it, and the reverse."""
     return name.replace("_", "-") if "_" in name else name.replace("-", "_")
+
+
+def documents_command(collections: Sequence[str]) -> Entry:
+    """Return how `settle mcp` is started, wherever the client is: command, args and env."""
+    command, *args = module_command("settle", "mcp", *collections)
+    home = os.environ.get("SETTLE_HOME")
+    return {"command": command, "args": args, "env": {"SETTLE_HOME": home} if home else {}}
 
 
 def environment(*names: str) -> Path | None:

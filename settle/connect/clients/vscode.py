@@ -4,6 +4,7 @@ According to VS Code's source, a key in `apiKey` is looked up in its secret stor
 header `Authorization` of a model is sent unchanged.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from settle.connect.clients import (
@@ -16,7 +17,7 @@ from settle.connect.clients import (
     settings_home,
     tool,
 )
-from settle.connect.config_files import ConfigFile, Entry, json_file
+from settle.connect.config_files import ConfigFile, Entry, json_entry, json_file
 
 VENDOR, NAME = "customendpoint", "settle"
 UNKNOWN_CONTEXT = 8192
@@ -30,11 +31,11 @@ class VSCode(Client):
 
     def files(self, connection: Connection) -> list[ConfigFile]:
         group = _group(connection)
-        portable, data = environment("VSCODE_PORTABLE"), environment("VSCODE_APPDATA")
-        folder = portable / "user-data" if portable else (data or settings_home()) / "Code"
         empty: list[Entry] = []
-        path = folder / "User" / "chatLanguageModels.json"
-        return [json_file(path, [group], empty, lambda value: _with(value, group))]
+        return [json_file(_user_file("chatLanguageModels.json"), [group], empty, lambda value: _with(value, group))]
+
+    def document_files(self, command: Entry) -> list[ConfigFile]:
+        return [json_entry(_user_file("mcp.json"), "servers", {"type": "stdio", **command})]
 
     def note(self, connection: Connection) -> str:
         return (
@@ -47,6 +48,12 @@ class VSCode(Client):
         system, usage = "You are an expert AI programming assistant.", {"include_usage": True}
         more: dict[str, Any] = {"tools": [read], "temperature": 0.1, "top_p": 1, "n": 1}
         return [chat(connection, "its agent, with tools", system, tool_choice="auto", stream_options=usage, **more)]
+
+
+def _user_file(name: str) -> Path:
+    portable, data = environment("VSCODE_PORTABLE"), environment("VSCODE_APPDATA")
+    folder = portable / "user-data" if portable else (data or settings_home()) / "Code"
+    return folder / "User" / name
 
 
 def _group(connection: Connection) -> Entry:

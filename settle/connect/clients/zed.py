@@ -3,11 +3,12 @@
 Zed reads the key of a provider called settle from SETTLE_API_KEY, or from what is typed into its own settings.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 from settle.base.python_command import with_variables
 from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, settings_home
-from settle.connect.config_files import ConfigFile, Entry, json_file
+from settle.connect.config_files import ConfigFile, Entry, json_entry, json_file
 
 UNKNOWN_CONTEXT = 8192
 
@@ -21,8 +22,10 @@ class Zed(Client):
     def files(self, connection: Connection) -> list[ConfigFile]:
         provider = _provider(connection)
         empty: Entry = {}
-        path = settings_home() / "zed" / "settings.json"
-        return [json_file(path, _with({}, provider), empty, lambda value: _with(value, provider))]
+        return [json_file(_settings(), _with({}, provider), empty, lambda value: _with(value, provider))]
+
+    def document_files(self, command: Entry) -> list[ConfigFile]:
+        return [json_entry(_settings(), "context_servers", command)]
 
     def steps(self, connection: Connection) -> str:
         return with_variables({"SETTLE_API_KEY": connection.key or NO_KEY}, "zed")
@@ -33,6 +36,10 @@ class Zed(Client):
     def requests(self, connection: Connection) -> list[ClientRequest]:
         system, usage = "You are a helpful coding assistant.", {"include_usage": True}
         return [chat(connection, "its agent", system, stream_options=usage)]
+
+
+def _settings() -> Path:
+    return settings_home() / "zed" / "settings.json"
 
 
 def _provider(connection: Connection) -> Entry:
