@@ -20,7 +20,7 @@ _ELSEWHERE = re.compile(
     r"\b(?:above|below|following|as follows|previous(?:ly)?|earlier|later in|next (?:section|chapter|page|example)"
     r"|this|these|those|here|such|the (?:same|latter|former|other|first|second|two|example|figure|listing)|see|shown"
     r"|described|mentioned|discussed|e\.g|i\.e|etc|for example|for instance|chapters?|sections?|figures?|we|our|us"
-    r"|let's|respectively|likewise|similarly|his|her|he|she)\b",
+    r"|let's|respectively|refers? to|(?:have|take) a look|please|that's|there's|likewise|similarly|his|her|he|she)\b",
     re.I,
 )
 _POINTING = re.compile(
@@ -31,12 +31,15 @@ _POINTING = re.compile(
     re.I,
 )
 _LOST = re.compile(r"::|[|{}<>\\=]|\]\[|:\w+:|https?:|\.\.\.|…|\s-\s-|\?\s|\$\s|`[^`]*$|\t| ,|\( | \)|[\"“”]\s[\"“”]")
-_PRONOUN = re.compile(r"\b(?:it|its|they|them|their|i|my|me|itself|themselves)\b", re.I)
+_PRONOUN = re.compile(r"\b(?:that's|it|its|they|them|their|i|my|me|itself|themselves)\b", re.I)
 _YOU = {"you": "I", "your": "my", "yours": "mine", "yourself": "myself", "you're": "I am", "you've": "I have"}
 _YOURS = re.compile(rf"\b(?:{'|'.join(_YOU)})\b", re.I)
-_HOW = re.compile(r"To (?P<what>[a-z]+ [^,:;()]{5,70}), (?!it |they |we |a |an |one )[a-z].{10,}")
+_HOW = re.compile(
+    r"To (?P<what>[a-z]+ [^,:;()]{5,70}),"
+    r" (?!(?:it|they|we|an?|one|the|[a-z]+ (?:[a-z]+s|can|will|should|must|may)) )[a-z].{10,}"
+)
 _YOU_CAN = re.compile(
-    r"You (?:can|may) (?:also |easily |simply |further )?(?P<what>[a-z]+ [^,:;()]{5,70}?)(?<! is)(?<! are)"
+    r"You (?:can|may) (?:also |even |easily |simply |further )?(?P<what>[a-z]+ [^,:;()]{5,70}?)(?<! is)(?<! are)"
     r" (?:by [a-z]+ing|using) .{5,}"
 )
 _BE_DONE = re.compile(
@@ -53,7 +56,7 @@ _BECAUSE = re.compile(
 )
 _RULE = re.compile(
     r"(?P<who>[^,:;()]{3,45}?) (?P<verb>must|may|can|should)(?P<no> not|not)?"
-    r" (?!also|no |only|still|now|further)(?P<rest>[a-z][^:;()]{8,110})[.!]$"
+    r" (?!also|even|no |only|still|now|further)(?P<rest>[a-z][^:;()]{8,110})[.!]$"
 )
 _DATE = re.compile(
     r"(?P<who>[^,:;()]{3,45}?) (?P<verb>was|were) (?P<rest>[^,:;()\d]{3,60}?) (?:in|on|since) (?:(?:\d{1,2} )?"
@@ -62,12 +65,14 @@ _DATE = re.compile(
 )
 _DEFAULT = re.compile(r"(?:(?:the )?defaults? (?:value )?(?:is|to)|defaults to|by default,? (?:is|it is))\b", re.I)
 _DEFAULT_LINE = re.compile(r"^\W*Default(?: value)?\W*:\s*\W*(?P<value>[^\n]{1,60})$", re.M)
+_NUMBERED = re.compile(r"^(?:\d+\.)+\d*\.?\s+|^Q(?:uestion)?\s*\d*[.:]\s*")
 _PURPOSE = re.compile(
     r"(?P<who>(?:The |An? )?[^,:;()]{2,40}?) (?:(?:is|are|can be) used (?:to|for)|(?:lets|allows|enables) (?:you"
     r"|users|one)|(?:makes|make) it possible) .{8,}"
 )
 _IS_A = re.compile(
-    r"(?P<who>(?:An? |The )?[^,:;()]{2,40}?)(?: \([^)]{1,40}\))? (?P<verb>is|are) (?:an?|the|one of) [a-z].{10,}"
+    r"(?P<who>(?:An? |The )?[^,:;()]{2,40}?)(?: \([^)]{1,40}\))? (?P<verb>is|are) (?:an?|the|one of)"
+    r" (?!one\b|only|best|same|most|last|case|reason|default|[a-z]+est\b)[a-z].{10,}"
 )
 _CODE = re.compile(
     r"(?:--?[\w-]+(?:[= ]<?\w+>?)?|[A-Z]+_[A-Z_]+|\w+(?:[._]\w+)+(?:\(\))?|\w+\(\)|[a-z]+[A-Z]\w+|\w+(?:::\w+)+)"
@@ -75,7 +80,17 @@ _CODE = re.compile(
 _SIGNATURE = re.compile(r"\(.*\)?$")
 _WHOSE = frozenset(WORD.findall("a an the each every all any no"))
 _INSIDE = frozenset(WORD.findall("of for in on the a an and to from with"))
-_AROUND = frozenset(WORD.findall("now instead also then still again often usually always never either defined only"))
+_AROUND = frozenset(
+    WORD.findall(
+        "now instead also even then still again often usually always never either defined only two three four five"
+        " several few many other first second third last next best most latest safest simplest easiest further"
+    )
+)
+_UNNAMED = re.compile(r"the (?:value|option|setting|argument|parameter|flag|field|key|file|function|method|command) ")
+_LEFT_OPEN = re.compile(  # in what is to be done: a thing that was spoken of, or a second statement
+    r"^[a-z]+ that |\bthe (?:problem|issue|error|latter)\b| (?:the|an?) [a-z]+ [a-z]+s (?:an?|the) "
+    r"| (?:that|this|either|by|and)$"
+)
 _MODAL = re.compile(r"\b(?:must|should|will|can|may|would|if)\b|\beither\b|\band [a-z]+s\b|,")
 _DOING = re.compile(  # begins what a name does or is
     r"(?:An? |The |[A-Z][a-z]+[^s\W]s (?!of\b|and\b|in\b)|(?:Set|Get|Return|Make|Enable|Disable|Restrict|Show|Print"
@@ -159,13 +174,14 @@ class FactReader:
     def _stated(self, sentence: str) -> Iterator[Fact]:
         """Yield what one sentence says, by the first rule that it fits."""
         bare = sentence.rstrip(".!")
+        questions: tuple[str, ...]
         if (m := _HOW.match(bare)) and self._is_verb(m["what"]):
             what = _mine(m["what"])
-            questions: tuple[str, ...] = (f"How do I {what}?", f"How can I {what}?", f"What do I do to {what}?")
+            questions = (f"How do I {what}?", f"How can I {what}?", f"What do I do to {what}?")
             yield Fact("how", questions, sentence, sentence)
         elif (m := _YOU_CAN.match(bare)) and self._is_verb(m["what"]):
             yield Fact("how", (f"How can I {_mine(m['what'])}?", f"How do I {_mine(m['what'])}?"), sentence, sentence)
-        elif (m := _BE_DONE.match(bare)) and self._is_subject(m["who"]):
+        elif (m := _BE_DONE.match(bare)) and self._is_subject(m["who"]) and not _LEFT_OPEN.search(m["what"]):
             who = self._lower(m["who"])
             yield Fact("how", (f"How can {who} be {m['what']}?",), sentence, sentence)
         elif m := _IF.match(bare):
@@ -177,11 +193,11 @@ class FactReader:
         elif (m := _DATE.match(bare)) and self._is_subject(m["who"]):
             yield Fact("date", (f"When {m['verb']} {self._lower(m['who'])} {m['rest']}?",), sentence, sentence)
         elif (m := _PURPOSE.match(bare)) and self._is_subject(m["who"]):
-            who, be, do = (
-                self._lower(m["who"]),
-                *(("are", "do") if _is_plural(self._lower(m["who"])) else ("is", "does")),
-            )
-            questions = (f"What {be} {who} used for?", f"What {do} {who} do?", f"What {be} {who} for?")
+            who = self._lower(m["who"])
+            be = "are" if _is_plural(who) else "is"
+            questions = (f"What {be} {who} used for?",)
+            if be == "is":
+                questions += (f"What does {who} do?", f"What is {who} for?")
             yield Fact("purpose", questions, sentence, sentence, m["who"])
         elif (m := _IS_A.match(bare)) and self._is_subject(m["who"]) and _is_name(m["who"]):
             who = self._lower(m["who"])
@@ -195,7 +211,12 @@ class FactReader:
     def _condition(self, m: re.Match[str], sentence: str) -> Iterator[Fact]:
         when = m["when"]
         who, conjunction = m["who"].lower(), m["if"].lower()
-        if _PRONOUN.search(when) or not self._has_subject(when) or not (who == "you" or self._is_subject(who)):
+        if (
+            _PRONOUN.search(when)
+            or _UNNAMED.match(when)
+            or not self._has_subject(when)
+            or not (who == "you" or self._is_subject(who))
+        ):
             return
         when = _mine(when)
         if who == "you" and m["verb"] in ("must", "should", "need to", "have to"):
@@ -214,8 +235,10 @@ class FactReader:
     def _of_heading(self, text: str, headings: Sequence[str]) -> Iterator[Fact]:
         if not headings:
             return
-        heading = plain(headings[-1]).strip(" #")
+        heading = _NUMBERED.sub("", plain(headings[-1]).strip(" #"))
         first = next(iter(prose_sentences(text)), "")
+        if heading.endswith(("that?", "mean?")) or re.search(r"[.!?:] (?!What|How|Why|Where|Which)", heading):
+            return
         if heading.endswith("?") and 3 <= len(WORD.findall(heading)) <= 20 and not _ELSEWHERE.search(heading):
             paragraph = _first_paragraph(text, heading)
             if paragraph and not _LOST.search(paragraph) and len(paragraph) <= 600:
@@ -228,8 +251,8 @@ class FactReader:
         if first and _is_gloss(first) and text.lstrip("#*`> \n").find(first[:20]) < 250:
             yield Fact("term", _of_term(name, scope, first), first, first, name)
         if m := _DEFAULT_LINE.search(text):
-            value = plain(m["value"]).strip(" .`'\"")
-            if value:
+            value = re.sub(r"(?i)\s+by default$", "", plain(m["value"]).strip(" .`'\""))
+            if value and not re.search(r"[\"'()]", value) and len(value.split()) < 4:
                 questions = (f"What is the default of {name}{scope}?", f"What does {name}{scope} default to?")
                 stated = " ".join(plain(m[0]).split())
                 yield Fact("default", questions, f"The default of {name} is {value}.", stated, name)
@@ -246,6 +269,8 @@ class FactReader:
 
     def _of_table(self, text: str) -> Iterator[Fact]:
         cells = rows(text)
+        if any("_" in column or _CODE.fullmatch(column) for _, column, _ in cells):
+            return  # a table without a heading has data there
         asked = Counter((row, column) for row, column, _ in cells)
         before: dict[str, str] = {}
         for row, column, cell in cells:
@@ -310,8 +335,8 @@ class FactReader:
     def _is_verb(self, text: str) -> bool:
         first = text.split()[0]
         return (
-            first not in STOP
-            and not text.endswith((" that", " this", " either"))
+            first not in STOP | _AROUND
+            and not _LEFT_OPEN.search(text)
             and not first.endswith(("ly", "ing", "ed", "s"))
             and first in self._small
         )
@@ -330,6 +355,9 @@ class FactReader:
 def _mine(text: str) -> str:
     """Return what is stated to a reader as the reader says it."""
     text = re.sub(r"\byou are\b", "I am", text, flags=re.I)
+    text = re.sub(
+        r"\b(to|for|from|with|of|by|in|on|at|lets?|allows?|tells?|gives?) you\b|\byou$", r"\1 me", text
+    ).strip()
     return _YOURS.sub(lambda m: _YOU[m[0].lower()], text)
 
 
