@@ -12,11 +12,12 @@ from settle.machine.threads import ThreadSettings
 
 
 class Mcp(ThreadSettings, Command):
-    """Let an editor or an agent read documents and verdicts, over the Model Context Protocol (MCP).
+    """Let an editor or an agent read documents and verdicts, over MCP.
 
-    The program that reads starts this command itself and speaks on its stdin and stdout; `settle connect` sets it up.
-    It can ask, search and read passages in the collections that you name, and read how a run ended. Any other
-    collection is as if it were not there, and nothing is written. Answers are quotes; the program has its own model.
+    MCP is the Model Context Protocol: the program that reads starts this command and speaks on its stdin and stdout;
+    `settle connect` sets it up. It can ask, search and read passages in the collections that you name, and read how a
+    run ended. Any other collection is as if it were not there, and nothing is written. Answers are quotes; the program
+    has its own model.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("collections",)
