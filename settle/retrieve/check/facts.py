@@ -86,10 +86,14 @@ _AROUND = frozenset(
         " several few many other first second third last next best most latest safest simplest easiest further"
     )
 )
+_EVERY = re.compile(r"(?:each|every|all|any|no) ", re.I)
 _UNNAMED = re.compile(r"the (?:value|option|setting|argument|parameter|flag|field|key|file|function|method|command) ")
 _LEFT_OPEN = re.compile(  # in what is to be done: a thing that was spoken of, or a second statement
-    r"^[a-z]+ that |\bthe (?:problem|issue|error|latter)\b| (?:the|an?) [a-z]+ [a-z]+s (?:an?|the) "
+    r"^[a-z]+ that |\bthe (?:problem|issue|error|latter|ambiguity)\b| (?:the|an?) [a-z]+ [a-z]+s (?:an?|the) "
     r"| (?:that|this|either|by|and)$"
+)
+_ABOUT = re.compile(  # a sentence about something else that a name has to do with
+    r"(?:The|An?) (?:(?! that | which )[\w ()-]){2,40} (?:needs? to|should|is|are|must|can|will|may) "
 )
 _MODAL = re.compile(r"\b(?:must|should|will|can|may|would|if)\b|\beither\b|\band [a-z]+s\b|,")
 _DOING = re.compile(  # begins what a name does or is
@@ -192,7 +196,7 @@ class FactReader:
             yield Fact("why", (question,), sentence, sentence)
         elif (m := _DATE.match(bare)) and self._is_subject(m["who"]):
             yield Fact("date", (f"When {m['verb']} {self._lower(m['who'])} {m['rest']}?",), sentence, sentence)
-        elif (m := _PURPOSE.match(bare)) and self._is_subject(m["who"]):
+        elif (m := _PURPOSE.match(bare)) and self._is_subject(m["who"]) and not _EVERY.match(m["who"]):
             who = self._lower(m["who"])
             be = "are" if _is_plural(who) else "is"
             questions = (f"What {be} {who} used for?",)
@@ -212,7 +216,8 @@ class FactReader:
         when = m["when"]
         who, conjunction = m["who"].lower(), m["if"].lower()
         if (
-            _PRONOUN.search(when)
+            len(when.split()) < 3
+            or _PRONOUN.search(when)
             or _UNNAMED.match(when)
             or not self._has_subject(when)
             or not (who == "you" or self._is_subject(who))
@@ -252,7 +257,7 @@ class FactReader:
             yield Fact("term", _of_term(name, scope, first), first, first, name)
         if m := _DEFAULT_LINE.search(text):
             value = re.sub(r"(?i)\s+by default$", "", plain(m["value"]).strip(" .`'\""))
-            if value and not re.search(r"[\"'()]", value) and len(value.split()) < 4:
+            if value and not re.search(r"[\"'()<>\[\]]", value) and len(value.split()) < 4:
                 questions = (f"What is the default of {name}{scope}?", f"What does {name}{scope} default to?")
                 stated = " ".join(plain(m[0]).split())
                 yield Fact("default", questions, f"The default of {name} is {value}.", stated, name)
@@ -269,7 +274,7 @@ class FactReader:
 
     def _of_table(self, text: str) -> Iterator[Fact]:
         cells = rows(text)
-        if any("_" in column or _CODE.fullmatch(column) for _, column, _ in cells):
+        if any("_" in column or column.isupper() or _CODE.fullmatch(column) for _, column, _ in cells):
             return  # a table without a heading has data there
         asked = Counter((row, column) for row, column, _ in cells)
         before: dict[str, str] = {}
@@ -279,7 +284,7 @@ class FactReader:
                 continue
             if len(column.split()) > 4 or len(cell) > 160 or not re.search(r"\w", cell) or not column[0].isalpha():
                 continue
-            if any(_LOST.search(part) for part in (row, column, cell)):
+            if len(cell.split()) < 2 or any(_LOST.search(part) for part in (row, column, cell)):
                 continue
             column = self._lower(column.replace("_", " "))
             yield Fact("table", (f"What is the {column} of {row}?",), cell, stated, row)
@@ -329,7 +334,7 @@ class FactReader:
         return (
             not first.endswith(("ing", "ed"))
             and (first in _WHOSE or first in ("you", "your") or first not in STOP)
-            and (first not in ("set", "not", "used", "given", "run", "possible", "necessary"))
+            and (first not in ("set", "unset", "not", "used", "given", "run", "possible", "necessary"))
         )
 
     def _is_verb(self, text: str) -> bool:
@@ -363,7 +368,7 @@ def _mine(text: str) -> str:
 
 def _is_name(text: str) -> bool:
     term = re.sub(r"^(?:an?|the) ", "", text, flags=re.I)
-    if text.lower().startswith(("each ", "every ", "all ", "any ", "no ")):
+    if _EVERY.match(text):
         return False
     return bool(is_term(term) and len(term) > 1 and not _IDLE.intersection(term.lower().split()))
 
@@ -375,7 +380,7 @@ def _is_gloss(sentence: str) -> bool:
         return False
     if _LOST.search(sentence) or _ELSEWHERE.search(sentence) or _POINTING.match(sentence):
         return False
-    return _DOING.match(sentence) is not None and "parameter" not in sentence
+    return _DOING.match(sentence) is not None and "parameter" not in sentence and not _ABOUT.match(sentence)
 
 
 def _of_term(name: str, scope: str, gloss: str) -> tuple[str, ...]:
