@@ -376,7 +376,7 @@ class RowsSettings(ThreadSettings):
         False, description="add rows with their text, and twins whose text was robbed of the answer and does not say"
     )
     least: float = Field(
-        0.5, gt=0, lt=1, description="probability of an answer, by the judge, from which a row is kept"
+        0.5, gt=0, lt=1, description="probability of an answer, by the judge, as a share of 1, from which a row is kept"
     )
     seed: int = Field(0, ge=0, description="same seed and documents, same rows")
 
