@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from settle.base.errors import FULL_DISK, ResourceError, SettleError, UsageError, cannot_write, no_room
 from settle.base.files import fsync_folder, home, parse_json, write_atomic, write_json
@@ -313,32 +313,22 @@ def workspace() -> Iterator[Path]:
     work = tokens / f".work-{secrets.token_hex(6)}"
     lock = FileLock(work.with_suffix(".lock"))
     try:
-        try:
-            try:
-                tokens.mkdir(parents=True, exist_ok=True)
-                _clear_abandoned(tokens)
-                lock.acquire()
-                work.mkdir()
-            except OSError as e:
-                raise cannot_write(home(), e, "or set SETTLE_HOME to another folder") from None
-            try:
-                yield work
-            except OSError as e:
-                if e.errno not in FULL_DISK:
-                    raise
-                raise disk_full(sum(f.stat().st_size for f in work.rglob("*") if f.is_file())) from None
-        finally:
-            _clear(work, lock)
-    except KeyboardInterrupt:
-        _clear(work, lock)  # it may have come amid the clearing
-        raise
-
-
-def _clear(work: Path, lock: BaseFileLock) -> None:
-    shutil.rmtree(work, ignore_errors=True)
-    lock.release(force=True)  # a Ctrl-C amid acquiring leaves it held, yet not counted
-    with contextlib.suppress(OSError):
-        work.with_suffix(".lock").unlink()
+        tokens.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(tokens)
+        lock.acquire()
+        work.mkdir()
+    except OSError as e:
+        raise cannot_write(home(), e, "or set SETTLE_HOME to another folder") from None
+    try:
+        yield work
+    except OSError as e:
+        if e.errno not in FULL_DISK:
+            raise
+        raise disk_full(sum(f.stat().st_size for f in work.rglob("*") if f.is_file())) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+        work.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _clear_abandoned(tokens: Path) -> None:

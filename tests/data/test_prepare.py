@@ -6,12 +6,10 @@ import itertools
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from settle.base.event_log import Events
 from settle.base.events import Event, TextSummary
 from settle.base.files import home
 from settle.data import prepare as prepare_module
-from settle.data.corpus import workspace
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
 from settle.data.split import selecting_bytes, uniform_order
@@ -346,38 +343,6 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     (home() / "tokens" / ".work-dead.lock").touch()
     corpus = run(tmp_path / "a.txt")
     assert left_behind() == [corpus.fingerprint]
-
-
-def work_until_line(number: int) -> bool:
-    """Use a workspace, and press Ctrl-C at that line of it or of what it calls; return whether there are so many."""
-    lines, before = itertools.count(), sys.gettrace()
-
-    def trace(frame: FrameType, event: str, argument: object) -> object:
-        if "contextlib" in frame.f_code.co_filename:
-            return None  # where it cannot be helped: what is held is cleared when the collector comes
-        if event == "line" and next(lines) == number:
-            sys.settrace(None)
-            signal.raise_signal(signal.SIGINT)
-        return trace
-
-    try:
-        sys.settrace(trace)
-        with workspace() as work:
-            (work / "file").touch()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return next(lines) > number
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops one within a __del__
-def test_a_ctrl_c_at_any_line_leaves_nothing() -> None:
-    number = 0
-    while work_until_line(number):
-        assert not list(home().glob("tokens/.work*")), f"stopped at line {number}"
-        number += 1
-    assert number > 20
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
