@@ -17,7 +17,6 @@ from settle.infer.client import LlamaClient
 from settle.infer.engine import Engine
 from settle.jobs.settings import IndexSettings
 from settle.library.resolve import resolve_gguf
-from settle.retrieve.check.check_report import check_and_report
 from settle.retrieve.index.changes import unseen
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.collection import (
@@ -283,6 +282,9 @@ def _left_out(report: UpdateReport) -> str:
 
 def check_collection(name: str, settings: IndexSettings, events: Events) -> None:
     """Evaluate retrieval and refusals, and keep the figures, a page and a picture with the collection."""
+    # a check draws a picture and reads with the judge, which are slow to import
+    from settle.retrieve.check.check_report import check_and_report
+
     with Collection(name) as collection, _running(settings.model) as model:
         result, picture = check_and_report(collection, events, settings.questions, model)
     events.emit(Say(text=f"as a picture: {picture}"))
