@@ -15,6 +15,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress, ResultReady, Say, Warn
 from settle.base.files import write_atomic
 from settle.base.words.amounts import count
+from settle.documents.readers import reader_of
 from settle.experiment.arm import model_hashes
 from settle.infer.child_process import Json
 from settle.infer.table import read_table
@@ -54,7 +55,7 @@ _SAYS = {  # what a sentence has that answers a model's question of each kind, w
 }
 _COUNTED = re.compile(r"how (?:many|much|long|often|far|old|large|big)\b", re.I)
 _WHAT_IS = re.compile(r"what (?:is|are) (?:the |an? )?(?P<what>.+)\?$", re.I)
-_CODE_FILES = frozenset((".py", ".js", ".ts", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".go", ".rs", ".cs", ".kt"))
+_END_MARKS = " .!`*'\")]"  # behind a sentence that is taken out of its text
 
 
 class Draft(NamedTuple):
@@ -110,9 +111,11 @@ def make_rows(settings: RowsSettings, events: Events) -> int:
         raise UsageError(f"{settings.out} is there and was not made by `settle rows`", "give another --out")
     if not settings.out.parent.is_dir():
         raise UsageError(f"there is no folder {settings.out.parent}", "make it, or give another --out")
+    for name in filter(None, (settings.model, settings.base)):
+        resolve_gguf(name)  # an unknown name is an error before anything is read
     known = _questions_of(settings.held_out) if settings.held_out else []
     began = time.monotonic()
-    with stoppable("what was indexed", events):
+    with stoppable("what was indexed or answered", events):
         name = _indexed(settings, events)
         with Collection(name) as collection:
             checker = RowChecker(collection)
@@ -130,10 +133,10 @@ def make_rows(settings: RowsSettings, events: Events) -> int:
         return 3
     if len(rows.made) < settings.count:
         wanted = f"{len(rows.made):,} of {settings.count:,} rows"
-        events.emit(Warn(text=f"{wanted}: the documents hold no more facts that can be verified"))
+        events.emit(Warn(text=f"{wanted}: what else the documents state was left out; {card} has the reasons"))
     twin_text = f", and {len(twins) // 2:,} pairs with their text" if twins else ""
-    next_step = f"`settle tune MODEL {settings.out}` learns from them"
-    events.emit(Say(text=f"{count(len(rows.made))} rows in {settings.out}{twin_text}; {card} says how; {next_step}"))
+    where = f"{count(len(rows.made))} rows in {settings.out}{twin_text}; {card} says how they were made"
+    events.emit(Say(text=f"{where}; `settle tune MODEL {settings.out}` learns from them"))
     return 0
 
 
@@ -181,13 +184,13 @@ def _drafts(collection: Collection, settings: RowsSettings) -> tuple[list[Draft]
     places = list(_passages(collection, random))
     reader = FactReader(small_words(passage.text for _, passage, _ in places))
     by_kind: dict[str, list[Draft]] = {}
+    occurrences = collection.catalogue.passages.occurrences
     left: list[Draft] = []
     seen: set[str] = set()
     for path, passage, begins in places:
-        place = collection.catalogue.passages.occurrences([passage.id])[passage.id][0].place.after(path)
-        facts = reader.facts(passage.text, passage.headings, begins)
-        for fact in facts:
-            is_example = fact.kind == "code" and Path(path).suffix not in _CODE_FILES
+        place = next(one.place for one in occurrences([passage.id])[passage.id] if one.path == path).after(path)
+        for fact in reader.facts(passage.text, passage.headings, begins):
+            is_example = fact.kind == "code" and reader_of(Path(path).name) != "code"
             if fact.stated not in seen and not is_example:
                 seen.add(fact.stated)
                 question = as_asked(random.choice(fact.questions), random)
@@ -214,16 +217,12 @@ def _verified(
     """Return as many verified rows as are wanted, of a model first where one writes."""
     rows, asked = _Rows(), list(known)
     by_rule, left = _drafts(collection, settings)
-    of_model = _of_model(checker, left, by_rule, settings, rows, events) if settings.model else []
-    for number, draft in enumerate([*of_model, *by_rule], 1):
+    share = int(MODEL_SHARE * settings.count)
+    wanted = max(settings.count - len(by_rule), share)
+    of_model = _of_model(checker, left, wanted, settings, rows, events) if settings.model else []
+    for number, draft in enumerate([*of_model[:share], *by_rule, *of_model[share:]], 1):
         if len(rows.made) >= settings.count:
             break
-        if (
-            draft.writer.get("model")
-            and len(rows.made) >= MODEL_SHARE * settings.count
-            and len(by_rule) > len(rows.made)
-        ):
-            continue
         own = set(words(draft.question))
         if any(_alike(own, other) for other in known):
             rows.failed.append((draft, "it is among the held-out questions"))
@@ -251,18 +250,16 @@ def _alike(one: set[str], other: set[str]) -> bool:
 
 
 def _of_model(
-    checker: RowChecker, left: Sequence[Draft], by_rule: Sequence[Draft], settings: RowsSettings, rows: _Rows,
-    events: Events,
+    checker: RowChecker, left: Sequence[Draft], wanted: int, settings: RowsSettings, rows: _Rows, events: Events
 ) -> list[Draft]:  # fmt: skip
     """Return drafts with questions that the model wrote about sentences, those that are no clear question left out."""
-    model = str(settings.model)
-    writer: Json = {"model": resolve_gguf(model).name, "sha256": model_hashes(resolve_gguf(model))[0]}
-    wanted = max(settings.count - len(by_rule), int(MODEL_SHARE * settings.count))
+    model = resolve_gguf(str(settings.model))
+    writer: Json = {"model": model.name, "sha256": model_hashes(model)[0]}
     chosen = list(left)[: MOST_ASKED * wanted]
     shown = "\n\n".join(f"Text: {sentence}\nQuestion: {question}" for sentence, question in _EXAMPLES)
     order = "Write the question that the last text answers, as short as the others.\n\n"
     prompts = [f"{order}{shown}\n\nText: {draft.fact.stated}\nQuestion:" for draft in chosen]
-    answers = complete(model, prompts, Drawing(max_tokens=40, threads=settings.threads), events)
+    answers = complete(str(settings.model), prompts, Drawing(max_tokens=40, threads=settings.threads), events)
     drafts = []
     for draft, (answer, *_) in zip(chosen, answers, strict=True):
         question = answer.strip().split("\n")[0].removeprefix("Question:").strip(" \"'*")
@@ -272,7 +269,9 @@ def _of_model(
             continue
         alone = draft.passage._replace(text=draft.fact.stated)
         probability = checker.probability(question, alone)
-        if probability is None or probability < SURE:
+        if probability is None:
+            rows.failed.append((draft, "no judge reads this collection, so a model's question cannot be checked"))
+        elif probability < SURE:
             rows.failed.append((draft, "the judge doubts that the sentence alone answers"))
         else:
             drafts.append(draft)
@@ -329,9 +328,8 @@ def _twins(made: Sequence[MadeRow], checker: RowChecker) -> list[Json]:
     """Return pairs of rows with their text: one that answers, and one whose text was robbed of the answer."""
     pairs: list[Json] = []
     for row in made:
-        draft, (start, end) = row.draft, row.span
-        text = draft.passage.text
-        robbed = f"{text[:start].rstrip()} {text[end:].lstrip(' .!')}".strip()
+        draft, text = row.draft, row.draft.passage.text
+        robbed = _without(text, row.span)
         if len(robbed.split()) < 20 or not checker.is_unanswered(
             draft.fact, draft.question, draft.passage._replace(text=robbed)
         ):
@@ -340,6 +338,17 @@ def _twins(made: Sequence[MadeRow], checker: RowChecker) -> list[Json]:
             receipt = row.receipt() | {"twin": shown is robbed}
             pairs.append({"prompt": FROM_TEXT.format(shown, draft.question), "completion": answer, "receipt": receipt})
     return pairs
+
+
+def _without(text: str, span: tuple[int, int]) -> str:
+    """Return a text without a span and its marks: without its lines where these hold nothing else."""
+    start, end = span
+    first, last = text.rfind("\n", 0, start) + 1, text.find("\n", end)
+    last = len(text) if last < 0 else last
+    beside = text[first:start] + text[end:last]
+    if not any(character.isalnum() for character in beside):
+        return f"{text[:first]}{text[last + 1 :]}".strip()
+    return f"{text[:start].rstrip()} {text[end:].lstrip(_END_MARKS)}".strip()
 
 
 # Files

@@ -80,20 +80,6 @@ def test_a_row_of_a_table_is_asked_only_where_its_name_is_its_own():
     assert [(fact.questions, fact.answer) for fact in facts] == [(("What is the price of hammer?",), "9 euros")]
 
 
-def test_two_things_of_a_sort_are_told_apart():
-    one, other = (
-        Fact("definition", (), stated, stated, term)
-        for stated, term in (
-            ("A lock is a file that one process owns.", "a lock"),
-            ("A lease is a file that ends by itself.", "a lease"),
-        )
-    )
-    fact = READER.difference(one, other)
-    assert fact and fact.questions == ("What is the difference between a lock and a lease?",)
-    assert READER.difference(one, one) is None
-    assert READER.difference(one, other._replace(stated="A lease is a paper for those who rent.")) is None
-
-
 def test_people_type_questions_in_several_ways():
     asked = {as_asked("What is the restart command?", Random(seed)) for seed in range(200)}
     assert {"What is the restart command?", "what is the restart command"} < asked

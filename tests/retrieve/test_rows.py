@@ -8,9 +8,9 @@ import pytest
 
 from settle.cli import main
 from settle.formats.gguf import export_gguf
-from settle.jobs.rows import SILENT, Draft, MadeRow, _twins, _unclear
+from settle.jobs.rows import SILENT, Draft, MadeRow, _twins, _unclear, _without
 from settle.retrieve.check.facts import Fact
-from settle.retrieve.check.row_check import RowChecker, RowProof
+from settle.retrieve.check.row_check import RowChecker, RowProof, span_of
 from settle.retrieve.index.collection import Collection
 from tests.retrieve.asked import index
 from tests.retrieve.checking import JOBS, NAMES
@@ -159,6 +159,15 @@ def test_documents_without_facts_say_so(home, folder, tmp_path, capsys):
 def test_a_model_s_question_has_to_fit_its_sentence(question, why):
     assert why in _unclear(question, "A worker is a process that answers requests of the people who wait outside.")
     assert bool(_unclear(question, "A worker is a process that answers requests of people.")) == bool(why)
+
+
+def test_a_text_loses_the_marks_of_what_is_taken_out():
+    for text, rest in (
+        ("## Port\n\n**Default:** `8080`\n\nThe port.", "## Port\n\n\nThe port."),
+        ("It waits. Press **lever 7**. It runs.", "It waits. It runs."),
+    ):
+        span = span_of("Default: 8080", text) or span_of("Press lever 7", text)
+        assert _without(text, span) == rest
 
 
 class _Reading(NamedTuple):

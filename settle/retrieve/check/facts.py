@@ -115,7 +115,6 @@ class Fact(NamedTuple):
     questions: tuple[str, ...]  # as one asks it, in several wordings
     answer: str
     stated: str  # what of the passage says so, on one line, without marks
-    term: str = ""  # what it is about, where that is known
 
 
 def small_words(texts: Iterable[str]) -> frozenset[str]:
@@ -164,17 +163,6 @@ class FactReader:
         found += [*self._of_table(text), *self._of_code(text)]
         return [fact for fact in found if fact.questions and all(self.can_be_asked(q) for q in fact.questions)]
 
-    def difference(self, one: Fact, other: Fact) -> Fact | None:
-        """Return what tells two things of a sort apart, None for things of two sorts."""
-        if one.kind != "definition" or other.kind != "definition" or one.term.lower() == other.term.lower():
-            return None
-        sorts = [_sort_of(fact.stated) for fact in (one, other)]
-        if not sorts[0] or sorts[0] != sorts[1]:
-            return None
-        question = f"What is the difference between {one.term} and {other.term}?"
-        stated = f"{one.stated} {other.stated}"
-        return Fact("difference", (question,), stated, stated, one.term)
-
     def _stated(self, sentence: str) -> Iterator[Fact]:
         """Yield what one sentence says, by the first rule that it fits."""
         bare = sentence.rstrip(".!")
@@ -202,12 +190,12 @@ class FactReader:
             questions = (f"What {be} {who} used for?",)
             if be == "is":
                 questions += (f"What does {who} do?", f"What is {who} for?")
-            yield Fact("purpose", questions, sentence, sentence, m["who"])
+            yield Fact("purpose", questions, sentence, sentence)
         elif (m := _IS_A.match(bare)) and self._is_subject(m["who"]) and _is_name(m["who"]):
             who = self._lower(m["who"])
             term = re.sub(r"^(?:an?|the) ", "", who, flags=re.I)
             questions = (f"What {m['verb']} {who}?", *([f"What is meant by {term}?"] if term.islower() else []))
-            yield Fact("definition", questions, sentence, sentence, who)
+            yield Fact("definition", questions, sentence, sentence)
         elif (m := _RULE.match(sentence)) and self._is_subject(m["who"]) and self._is_plain_rule(m["who"], m["rest"]):
             yield Fact("rule", (f"{m['verb'].capitalize()} {self._lower(m['who'])} {_mine(m['rest'])}?",),
                        f"{'No' if m['no'] else 'Yes'}. {sentence}", sentence)  # fmt: skip
@@ -254,13 +242,13 @@ class FactReader:
             return
         scope = _scope(name, headings[:-1])
         if first and _is_gloss(first) and text.lstrip("#*`> \n").find(first[:20]) < 250:
-            yield Fact("term", _of_term(name, scope, first), first, first, name)
+            yield Fact("term", _of_term(name, scope, first), first, first)
         if m := _DEFAULT_LINE.search(text):
             value = re.sub(r"(?i)\s+by default$", "", plain(m["value"]).strip(" .`'\""))
             if value and not re.search(r"[\"'()<>\[\]]", value) and len(value.split()) < 4:
                 questions = (f"What is the default of {name}{scope}?", f"What does {name}{scope} default to?")
                 stated = " ".join(plain(m[0]).split())
-                yield Fact("default", questions, f"The default of {name} is {value}.", stated, name)
+                yield Fact("default", questions, f"The default of {name} is {value}.", stated)
 
     def _listed(self, text: str, headings: Sequence[str], begins: bool) -> Iterator[Fact]:
         for term, gloss in definitions(text, begins and not headings):
@@ -268,9 +256,9 @@ class FactReader:
             if not _CODE.fullmatch(term) or f"{term} is " in text or not _is_gloss(sentence):
                 continue
             scope = _scope(term, headings)
-            yield Fact("term", _of_term(term, scope, sentence), sentence, sentence, term)
+            yield Fact("term", _of_term(term, scope, sentence), sentence, sentence)
             if _DEFAULT.search(sentence):
-                yield Fact("default", (f"What is the default of {term}{scope}?",), sentence, sentence, term)
+                yield Fact("default", (f"What is the default of {term}{scope}?",), sentence, sentence)
 
     def _of_table(self, text: str) -> Iterator[Fact]:
         cells = rows(text)
@@ -287,7 +275,7 @@ class FactReader:
             if len(cell.split()) < 2 or any(_LOST.search(part) for part in (row, column, cell)):
                 continue
             column = self._lower(column.replace("_", " "))
-            yield Fact("table", (f"What is the {column} of {row}?",), cell, stated, row)
+            yield Fact("table", (f"What is the {column} of {row}?",), cell, stated)
 
     def _of_code(self, text: str) -> Iterator[Fact]:
         for name, doc in functions(text):
@@ -298,7 +286,7 @@ class FactReader:
                 and not name.startswith(("_", "My", "my", "test", "Test"))
                 and _is_gloss(doc)
             ):
-                yield Fact("code", (f"What does {name} do?", f"What is {name} for?"), doc, doc, name)
+                yield Fact("code", (f"What does {name} do?", f"What is {name} for?"), doc, doc)
 
     @staticmethod
     def can_be_asked(question: str) -> bool:
@@ -408,10 +396,3 @@ def _first_paragraph(text: str, heading: str) -> str:
 def _is_plural(subject: str) -> bool:
     head = re.split(r" (?:of|for|in|on|to|from|with) ", subject)[0].split()[-1]
     return head.endswith("s") and head.islower() and not head.endswith(("ss", "us", "is"))
-
-
-def _sort_of(stated: str) -> str:
-    m = re.search(
-        r" (?:is|are) (?:an?|the|one of) (?:[\w-]+ ){0,2}?(\w+) (?:that|which|of|for|to|used|in|with)\b", stated
-    )
-    return m[1].lower() if m else ""

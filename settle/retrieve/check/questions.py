@@ -16,7 +16,7 @@ from typing import NamedTuple
 from settle.infer.client import Fence, LlamaClient, Turn
 from settle.retrieve.check import phrases
 from settle.retrieve.check.phrases import Rewording, as_people_ask, definitions, prose_sentences
-from settle.retrieve.index.catalogue import DocumentSize, Passage
+from settle.retrieve.index.catalogue import DocumentSize, Passage, WordIndex
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 
@@ -54,6 +54,12 @@ def write_question(model: LlamaClient, text: str) -> str:
     reply = model.answer(ids, LONGEST).text
     match = _FIRST.search(reply)
     return match[0].strip(" -*\"'") if match else ""
+
+
+def weights(index: WordIndex, total: int, stems: AbstractSet[str]) -> dict[str, float]:
+    """Return how much each stem tells of which passage is meant, in nats. total: passages of the collection."""
+    frequencies = index.frequencies(stems)
+    return {stem: log(total / frequencies.get(stem, 1)) for stem in stems}
 
 
 @dataclass(frozen=True)
@@ -203,10 +209,9 @@ class _Maker:
         stems = set(words(question))
         if sum(not stem.isdigit() for stem in stems) < least:
             return False
-        frequencies = self._collection.catalogue.words.frequencies(stems)
-        weight = sum(log(self._total / frequencies.get(stem, 1)) for stem in stems)
-        rarest = min((frequencies.get(stem, 1) for stem in stems), default=self._total)
-        return rarest <= max(3, _COMMON * self._total) and weight >= _ENOUGH * log(self._total)
+        tells = weights(self._collection.catalogue.words, self._total, stems).values()
+        rarest = log(self._total / max(3, _COMMON * self._total))
+        return max(tells, default=0.0) >= rarest and sum(tells) >= _ENOUGH * log(self._total)
 
     def _candidates(self, spot: _Spot) -> list[_Candidate]:
         random, passage = self.random, spot.passage
@@ -267,8 +272,8 @@ class _Maker:
 
     def _telling(self, of: Sequence[str]) -> list[float]:
         stems = [set(words(word)) for word in of]
-        frequencies = self._collection.catalogue.words.frequencies(stem for some in stems for stem in some)
-        return [max((log(self._total / frequencies.get(stem, 1)) for stem in some), default=0.0) for some in stems]
+        tells = weights(self._collection.catalogue.words, self._total, {stem for some in stems for stem in some})
+        return [max((tells[stem] for stem in some), default=0.0) for some in stems]
 
     def _saying(self, text: str) -> frozenset[int]:
         """Return the passages that have nearly all that a text says, whatever else they say."""

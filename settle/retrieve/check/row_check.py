@@ -13,6 +13,7 @@ from settle.retrieve.answer.answer_judge import answer_judge
 from settle.retrieve.answer.extractive import excerpts
 from settle.retrieve.check.facts import NAMED, Fact
 from settle.retrieve.check.phrases import WORD
+from settle.retrieve.check.questions import weights
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import STOP, words
@@ -59,11 +60,8 @@ class RowChecker:
         if not rank:
             return Checked(None, f"its passage is not among the first {FOUND} that are found")
         if self._judge is None:
-            return (
-                Checked(RowProof(1, None, ""))
-                if rank == 1
-                else Checked(None, "its passage is not the first that is found")
-            )
+            why = "" if rank == 1 else "its passage is not the first that is found"
+            return Checked(None if why else RowProof(1, None, ""), why)
         (reading,) = self._judge.read(question, [passage])
         probability = _sigmoid(reading.logit)
         if probability < least:
@@ -92,9 +90,8 @@ class RowChecker:
 
     def telling(self, question: str) -> float:
         """Return what a question's words tell, where 1 is what names one passage of the collection."""
-        stems = set(words(question))
-        frequencies = self._collection.catalogue.words.frequencies(stems)
-        return sum(log(self._total / frequencies.get(stem, 1)) for stem in stems) / log(self._total)
+        tells = weights(self._collection.catalogue.words, self._total, set(words(question)))
+        return sum(tells.values()) / log(self._total)
 
 
 def span_of(stated: str, text: str) -> tuple[int, int] | None:
