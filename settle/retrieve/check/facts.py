@@ -96,6 +96,15 @@ _ABOUT = re.compile(  # a sentence about something else that a name has to do wi
     r"(?:The|An?) (?:(?! that | which )[\w ()-]){2,40} (?:needs? to|should|is|are|must|can|will|may) "
 )
 _MODAL = re.compile(r"\b(?:must|should|will|can|may|would|if)\b|\beither\b|\band [a-z]+s\b|,")
+_PROPERTIES = frozenset(  # what a column has to end with: its cells are then one thing of their row
+    WORD.findall(
+        "address amount author capacity category code colour color command cost country date deadline default"
+        " description duration email fee format frequency height language length level licence license limit"
+        " location maximum meaning method minimum model name number owner path period phone population port price"
+        " purpose range rate remedy result role salary shape size speed state status summary temperature time type"
+        " unit url value version voltage weight width year"
+    )
+)
 _DOING = re.compile(  # begins what a name does or is
     r"(?:An? |The |[A-Z][a-z]+[^s\W]s (?!of\b|and\b|in\b)|(?:Set|Get|Return|Make|Enable|Disable|Restrict|Show|Print"
     r"|Add|Remove|Run"
@@ -262,19 +271,17 @@ class FactReader:
 
     def _of_table(self, text: str) -> Iterator[Fact]:
         cells = rows(text)
-        if any("_" in column or column.isupper() or _CODE.fullmatch(column) for _, column, _ in cells):
-            return  # a table without a heading has data there
         asked = Counter((row, column) for row, column, _ in cells)
         before: dict[str, str] = {}
         for row, column, cell in cells:
             stated = before[row] = f"{before.get(row, row)} {cell}"
             if asked[row, column] > 1 or len(row.split()) > 4 or not row[0].isalpha() or "  " in row:
                 continue
-            if len(column.split()) > 4 or len(cell) > 160 or not re.search(r"\w", cell) or not column[0].isalpha():
+            if column.lower().split()[-1] not in _PROPERTIES or len(column.split()) > 3 or len(cell) > 160:
                 continue
-            if len(cell.split()) < 2 or any(_LOST.search(part) for part in (row, column, cell)):
+            if not re.search(r"\w", cell) or any(_LOST.search(part) for part in (row, column, cell)):
                 continue
-            column = self._lower(column.replace("_", " "))
+            column = " ".join(word.lower() if word[1:].islower() else word for word in column.split())
             yield Fact("table", (f"What is the {column} of {row}?",), cell, stated)
 
     def _of_code(self, text: str) -> Iterator[Fact]:
