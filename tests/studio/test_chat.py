@@ -165,6 +165,7 @@ def test_the_same_weights_are_not_compared(page, ballots):
     page.get_by_text("no log-probability differs by more than 0 nats").first.wait_for()
     assert answers(page).count() == 0 and not ballots().pairs
     page.get_by_label("Compare with").select_option("tiny")
+    page.wait_for_url("**with=tiny**")  # the settings of the page that is left would be opened
     say(page, "def f(")
     page.get_by_text("tiny would be compared with itself").first.wait_for()
 
